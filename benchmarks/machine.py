@@ -1,0 +1,67 @@
+"""What a number depends on besides the code: machine, versions, flags, and the FMA peak."""
+
+from __future__ import annotations
+
+import platform
+import subprocess
+import time
+from pathlib import Path
+
+import torch
+
+PEAK_SECONDS = 0.1
+
+
+def environment(device: str) -> dict[str, str]:
+    """The conditions of a run, one CSV column each; what does not apply is "none"."""
+    return {
+        "date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "commit": commit(),
+        "device": cpu_model() if device == "cpu" else torch.cuda.get_device_name(device),
+        "torch": torch.__version__,
+        "cuda": torch.version.cuda or "none",
+        "cudnn": str(torch.backends.cudnn.version() or "none"),
+        "threads": str(torch.get_num_threads()),
+        "tf32": "none" if device == "cpu" else str(torch.backends.cudnn.allow_tf32),
+        "capability": torch.backends.cpu.get_cpu_capability(),
+    }
+
+
+def commit() -> str:
+    """`git describe` of the source tree this file is in, or "unknown" outside git."""
+    command = ["git", "describe", "--always", "--dirty", "--tags"]
+    here = Path(__file__).resolve().parent
+    try:
+        done = subprocess.run(
+            command, cwd=here, capture_output=True, text=True, timeout=10, check=False
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return "unknown"
+    return done.stdout.strip() if done.returncode == 0 else "unknown"
+
+
+def cpu_model() -> str:
+    """The processor's own name for itself, as far as the system tells."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    for line in lines:
+        if line.startswith("model name"):
+            return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine() or "unknown"
+
+
+def fma_peak(dtype: torch.dtype, threads: int) -> float | None:
+    """GFLOP/s of a loop that does nothing but multiply-adds in registers, on `threads` threads.
+
+    None where the extension is not built, or has no such loop.
+    """
+    try:
+        from fastlstm import _C
+    except ImportError:
+        return None
+    measure = getattr(_C, "fma_peak", None)
+    if measure is None:
+        return None
+    return measure(str(dtype).removeprefix("torch."), threads, PEAK_SECONDS)

@@ -1,0 +1,91 @@
+"""The cells that can be measured, and who provides them: one row in a registry each."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A recurrent cell: its class in torch.nn and in fastlstm, its gates and its states."""
+
+    name: str
+    module: str
+    gates: int
+    states: tuple[str, ...]
+
+
+CELLS: dict[str, Cell] = {
+    cell.name: cell for cell in (Cell("lstm", "LSTM", gates=4, states=("h", "c")),)
+}
+
+
+@dataclass(frozen=True)
+class Provider:
+    """`make(cell, input_size, hidden_size)` builds a one-layer module that is called, forward and
+    backward, inside `context`; ImportError where the provider is not installed."""
+
+    name: str
+    make: Callable[[Cell, int, int], nn.Module]
+    context: Callable[[], AbstractContextManager] = nullcontext
+
+
+def make_torch(cell: Cell, input_size: int, hidden_size: int) -> nn.Module:
+    return getattr(nn, cell.module)(input_size, hidden_size)
+
+
+def make_fastlstm(cell: Cell, input_size: int, hidden_size: int) -> nn.Module:
+    import fastlstm
+
+    return getattr(fastlstm, cell.module)(input_size, hidden_size)
+
+
+def make_reference(cell: Cell, input_size: int, hidden_size: int) -> nn.Module:
+    return ReferenceLayer(make_torch(cell, input_size, hidden_size), cell)
+
+
+class ReferenceLayer(nn.Module):
+    """fastlstm's plain PyTorch loop over the parameters of a torch.nn layer."""
+
+    def __init__(self, layer: nn.Module, cell: Cell) -> None:
+        super().__init__()
+        from fastlstm import reference
+
+        self._loop = getattr(reference, cell.name)
+        for name, parameter in layer.named_parameters():
+            self.register_parameter(name, parameter)
+
+    def forward(self, input: Tensor, hx: object = None) -> object:
+        weights = (self.weight_ih_l0, self.weight_hh_l0, self.bias_ih_l0, self.bias_hh_l0)
+        return self._loop(input, hx, [weights])
+
+
+@contextlib.contextmanager
+def onednn_off() -> Iterator[None]:
+    """torch's own loop over time in place of oneDNN's fused layer.
+
+    Not torch.backends.mkldnn.flags(): it also touches a TF32 switch, and warns on every use.
+    """
+    was_enabled = torch.backends.mkldnn.enabled
+    torch.backends.mkldnn.enabled = False
+    try:
+        yield
+    finally:
+        torch.backends.mkldnn.enabled = was_enabled
+
+
+PROVIDERS: dict[str, Provider] = {
+    provider.name: provider
+    for provider in (
+        Provider("torch", make_torch),
+        Provider("torch-native", make_torch, context=onednn_off),
+        Provider("fastlstm", make_fastlstm),
+        Provider("reference", make_reference),
+    )
+}

@@ -1,0 +1,69 @@
+"""Problem sizes, the named grids, and what one call costs in floating-point operations."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+
+class Shape(NamedTuple):
+    """Sizes of one problem: T steps, batch N, I input features, H hidden units."""
+
+    T: int
+    N: int
+    I: int  # noqa: E741
+    H: int
+
+    def __str__(self) -> str:
+        return f"{self.T},{self.N},{self.I},{self.H}"
+
+
+GRIDS: dict[str, tuple[Shape, ...]] = {
+    "quick": (
+        Shape(25, 1, 64, 100),
+        Shape(50, 50, 65, 128),
+        Shape(64, 32, 64, 64),
+        Shape(128, 8, 200, 200),
+    ),
+    "full": (
+        Shape(25, 1, 64, 100),
+        Shape(100, 1, 128, 256),
+        Shape(50, 50, 65, 128),
+        Shape(64, 32, 64, 64),
+        Shape(100, 32, 128, 256),
+        Shape(128, 16, 512, 512),
+        Shape(50, 64, 512, 512),
+        Shape(50, 50, 128, 512),
+        Shape(20, 64, 300, 512),
+        Shape(35, 20, 650, 650),
+        Shape(64, 128, 256, 1024),
+        Shape(128, 8, 200, 200),
+    ),
+}
+
+
+def parse_shape(text: str) -> Shape:
+    """Read "T,N,I,H", four positive integers. Raises ValueError with one line that says why."""
+    parts = text.split(",")
+    if len(parts) != 4:
+        raise ValueError(f"a shape is four integers T,N,I,H, got {text!r}")
+    try:
+        sizes = [int(part) for part in parts]
+    except ValueError:
+        raise ValueError(f"a shape is four integers T,N,I,H, got {text!r}") from None
+    if min(sizes) < 1:
+        raise ValueError(f"the sizes of a shape are at least 1, got {text!r}")
+    return Shape(*sizes)
+
+
+def flops(gates: int, shape: Shape, mode: str) -> int:
+    """Floating-point operations of one call of a one-layer cell with `gates` gates (LSTM: 4).
+
+    Forward: a multiply and an add for every weight of W_ih [gates*H, I] and W_hh [gates*H, H] in
+    every one of the T*N rows, so 2 * gates*H * (I+H) * T*N. Training is three times that: backward
+    multiplies by the transposed weights once (dx, dh) and accumulates the weights' own gradients
+    once. Biases, activations and the elementwise cell update are left out.
+
+    mode: "infer" (forward) or "train" (forward and backward).
+    """
+    forward = 2 * gates * shape.H * (shape.I + shape.H) * shape.T * shape.N
+    return {"infer": 1, "train": 3}[mode] * forward

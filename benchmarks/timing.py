@@ -1,0 +1,146 @@
+"""Two contenders timed alternately in one process, and the statistics of their pairs.
+
+A shared machine drifts by more than the differences of interest, so times taken minutes apart do
+not compare. Neighbours in time do: each pair yields one ratio, and the median of those ratios is
+the result.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import math
+import random
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+
+MIN_PAIRS = 5
+MIN_WARMUPS = 2
+WARMUP_SHARE = 0.1
+
+
+@dataclass(frozen=True)
+class Contender:
+    """What is timed: `run`, inside `context`, after `prepare`; only `run` is on the clock."""
+
+    name: str
+    run: Callable[[], object]
+    prepare: Callable[[], None] = lambda: None
+    context: Callable[[], AbstractContextManager] = nullcontext
+
+
+@dataclass(frozen=True)
+class PairStats:
+    """Times in milliseconds; ratios are baseline / contender, so above 1 the contender is faster.
+
+    p10, p25, p75, p90 are percentiles of the pairs, medians where nothing is said.
+    """
+
+    pairs: int
+    baseline_ms: float
+    ms: float
+    ms_p10: float
+    ms_p90: float
+    ratio: float
+    ratio_p10: float
+    ratio_p25: float
+    ratio_p75: float
+    ratio_p90: float
+
+
+def percentile(values: Sequence[float], percent: float) -> float:
+    """The `percent`-th percentile (0 to 100), linear between neighbours. `values` is not empty."""
+    ordered = sorted(values)
+    position = (len(ordered) - 1) * percent / 100
+    low = math.floor(position)
+    high = min(low + 1, len(ordered) - 1)
+    return ordered[low] + (ordered[high] - ordered[low]) * (position - low)
+
+
+def geometric_mean(values: Sequence[float]) -> float:
+    """The geometric mean of positive values. `values` is not empty."""
+    return math.exp(math.fsum(math.log(value) for value in values) / len(values))
+
+
+def measure_pairs(
+    baseline: Contender,
+    contender: Contender,
+    seconds: float,
+    *,
+    min_pairs: int = MIN_PAIRS,
+    seed: int = 0,
+    clock: Callable[[], float] = time.perf_counter,
+) -> list[tuple[float, float]]:
+    """Time both alternately for about `seconds`, at least `min_pairs` pairs, after a warm-up.
+
+    Which of the two goes first is drawn anew for each pair (`seed`), so that neither always finds
+    the caches as the other left them. The garbage collector is off meanwhile.
+
+    Returns the pairs (baseline, contender) in the order they were taken, in seconds of `clock`.
+    """
+    rng = random.Random(seed)
+    pairs: list[tuple[float, float]] = []
+    with garbage_collector_off():
+        warmup_end = clock() + seconds * WARMUP_SHARE
+        warmups = 0
+        while warmups < MIN_WARMUPS or clock() < warmup_end:
+            time_once(baseline, clock)
+            time_once(contender, clock)
+            warmups += 1
+
+        end = clock() + seconds
+        while len(pairs) < min_pairs or clock() < end:
+            if rng.random() < 0.5:
+                baseline_time = time_once(baseline, clock)
+                contender_time = time_once(contender, clock)
+            else:
+                contender_time = time_once(contender, clock)
+                baseline_time = time_once(baseline, clock)
+            pairs.append((baseline_time, contender_time))
+    return pairs
+
+
+def time_once(contender: Contender, clock: Callable[[], float]) -> float:
+    """One call of `contender.run`, in seconds of `clock`."""
+    contender.prepare()
+    with contender.context():
+        start = clock()
+        # Held until the clock has stopped: freeing the result is not part of the call.
+        result = contender.run()
+        elapsed = clock() - start
+    del result
+    return elapsed
+
+
+def summarise(pairs: Sequence[tuple[float, float]]) -> PairStats:
+    """Statistics of `pairs` (baseline, contender) in seconds. `pairs` is not empty."""
+    baseline_ms = [1e3 * baseline for baseline, _ in pairs]
+    ms = [1e3 * contender for _, contender in pairs]
+    ratios = [baseline / contender for baseline, contender in pairs]
+    return PairStats(
+        pairs=len(pairs),
+        baseline_ms=percentile(baseline_ms, 50),
+        ms=percentile(ms, 50),
+        ms_p10=percentile(ms, 10),
+        ms_p90=percentile(ms, 90),
+        ratio=percentile(ratios, 50),
+        ratio_p10=percentile(ratios, 10),
+        ratio_p25=percentile(ratios, 25),
+        ratio_p75=percentile(ratios, 75),
+        ratio_p90=percentile(ratios, 90),
+    )
+
+
+@contextlib.contextmanager
+def garbage_collector_off() -> Iterator[None]:
+    """Collect once, then leave the collector off inside; afterwards it is as it was."""
+    was_enabled = gc.isenabled()
+    gc.collect()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()

@@ -1,0 +1,9 @@
+// What lets one cell header be compiled for several instruction sets in one library.
+//
+// Each instruction set is one translation unit. Everything it includes lives in an anonymous namespace, so that the linker
+// can never pick an AVX-512 copy of an inline function for a machine without AVX-512.
+#pragma once
+
+#define FASTLSTM_INLINE inline __attribute__((always_inline))
+#define FASTLSTM_ISA_LOCAL_BEGIN namespace {
+#define FASTLSTM_ISA_LOCAL_END }

@@ -1,0 +1,91 @@
+// What every instruction set offers: one table of functions per scalar type. Filled by avx512.cpp, avx2.cpp, scalar.cpp,
+// chosen by dispatch.cpp. Each function does the part of one thread of a team; none allocates, locks or knows ATen.
+#pragma once
+
+#include "../recurrence.h"
+
+namespace fastlstm {
+namespace cpu {
+
+// A matrix B [K, N] as the register tile wants to read it: its columns in panels of 1 to 4 vectors, each panel
+// [K][vectors][lanes] and zero beyond column N. Panel p of P holds vectors [p * V / P, (p + 1) * V / P) of V = ceil(N / lanes).
+template <class S>
+struct PackPanels {
+  const S* b;
+  int64_t k_stride, n_stride;  // one of them is 1
+  int64_t K, N;
+  S* packed;  // [ceil(N / lanes) * lanes * K]
+};
+
+// W_hh for the forward tile: [ceil(H / lanes)][H][G][lanes]. And the sum of the biases (either may be null) in the same order.
+template <class S>
+struct PackGates {
+  const S* w_hh;  // [G * H, H], rows w_hh_stride apart
+  int64_t w_hh_stride;
+  const S* b_ih;  // [G * H]
+  const S* b_hh;  // [G * H]
+  int64_t H;
+  int gates;
+  S* w_hh_packed;
+  S* bias_packed;
+};
+
+// c[m, n] (+)= sum_k a[m, k] * b[k, n]
+template <class S>
+struct PackedMatmul {
+  Rows<const S> a;    // M rows of K
+  const S* b_packed;  // PackPanels of [K, N]
+  Rows<S> c;          // M rows of N
+  int64_t M, N, K;
+  bool accumulate;
+};
+
+// dw[m, n] (+)= sum_k d[k, m] * x[k, n] for up to two x with the same d, and db[m] (+)= sum_k d[k, m].
+// The sum over k runs in one order, whatever the number of threads: results are bit-identical.
+template <class S>
+struct WeightGrad {
+  Rows<const S> d;  // K rows of M
+  int64_t K, M;
+  int num_x;
+  Rows<const S> x[2];  // K rows of N[i]
+  int64_t N[2];
+  S* dw[2];  // [M, N[i]] contiguous
+  S* db;     // [M] or null
+  bool accumulate;
+  S* workspace;  // [threads][workspace_size of the table]
+};
+
+// table[v, m] += sum over rows k with token v of d[k, m]: the weight gradient of a one-hot input.
+template <class S>
+struct SegmentSum {
+  const S* d;  // [K, M]
+  int64_t K, M;
+  const int64_t* tokens;  // [K]
+  S* table;               // [V, M]
+};
+
+template <class S>
+struct Kernels {
+  int lanes;
+  int64_t weight_grad_workspace;  // scalars a thread
+  void (*pack_panels)(const PackPanels<S>&, int thread, int threads);
+  void (*pack_gates)(const PackGates<S>&, int thread, int threads);
+  void (*packed_matmul)(const PackedMatmul<S>&, int thread, int threads);
+  void (*weight_grad)(const WeightGrad<S>&, int thread, int threads);
+  void (*segment_sum)(const SegmentSum<S>&, int thread, int threads);
+  void (*lstm_fwd)(const RecurrenceFwd<S>&, const Share&, Barrier*);
+  void (*lstm_bwd)(const RecurrenceBwd<S>&, const Share&, Barrier*);
+  void (*activation)(int which, const S* x, S* y, int64_t n);  // 0 exp, 1 sigmoid, 2 tanh: for the tests
+  double (*fma_flops)(int64_t iterations);                     // runs 2 * lanes * 24 * iterations flops in registers
+};
+
+// Null where this build or this processor lacks the instruction set.
+const Kernels<float>* avx512_f32();
+const Kernels<double>* avx512_f64();
+const Kernels<float>* avx2_f32();
+const Kernels<double>* avx2_f64();
+const Kernels<float>* scalar_f32();
+const Kernels<double>* scalar_f64();
+
+}  // namespace cpu
+}  // namespace fastlstm

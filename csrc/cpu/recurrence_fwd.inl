@@ -1,0 +1,89 @@
+// Forward recurrence of one layer: for every step, hgates = h_prev W_hh^T in the register tile, then the cell on the
+// accumulators, before anything but the result is stored.
+#pragma once
+
+#include "barrier.inl"
+#include "tile.inl"
+
+namespace fastlstm {
+FASTLSTM_ISA_LOCAL_BEGIN
+
+// Everything of one step that a tile of MR rows and one vector of hidden units touches.
+template <class S>
+struct FwdStep {
+  const S* h_prev[8];
+  const S* igates[8];  // at the unit of the tile, gate g at + g * H
+  S* gates[8];         // likewise, null if not kept
+  const S* c_prev[8];
+  S* c[8];
+  S* h[8];
+};
+
+template <template <class> class Cell, class V, int MR>
+__attribute__((noinline)) void fwd_tile(const FwdStep<typename V::scalar>& step, const typename V::scalar* w_hh_packed,
+                                        const typename V::scalar* bias_packed, int64_t H, int64_t j, int units) {
+  constexpr int G = Cell<V>::kGates;
+  V hgates[MR][G];
+#pragma GCC unroll 8
+  for (int r = 0; r < MR; ++r) {
+#pragma GCC unroll 8
+    for (int g = 0; g < G; ++g) hgates[r][g] = V::load(bias_packed + g * V::kLanes);
+  }
+  multiply_rows(step.h_prev, w_hh_packed, H, hgates);
+#pragma GCC unroll 8
+  for (int r = 0; r < MR; ++r) {
+    V igates[G], gates[G];
+#pragma GCC unroll 8
+    for (int g = 0; g < G; ++g) igates[g] = V::load(step.igates[r] + g * H + j, units);
+    V c = V::load(step.c_prev[r] + j, units);
+    const V h = Cell<V>::fwd(igates, hgates[r], gates, c);
+    if (step.gates[r]) {
+#pragma GCC unroll 8
+      for (int g = 0; g < G; ++g) gates[g].store(step.gates[r] + g * H + j, units);
+    }
+    c.store(step.c[r] + j, units);
+    h.store(step.h[r] + j, units);
+  }
+}
+
+template <template <class> class Cell, class V>
+void recurrence_fwd(const RecurrenceFwd<typename V::scalar>& p, const Share& share, Barrier* barrier) {
+  using S = typename V::scalar;
+  constexpr int64_t G = Cell<V>::kGates;
+  const FwdDirection<S>& d = p.direction[share.direction];
+  const int64_t H = p.H, N = p.N;
+  const int64_t prev = d.reverse ? 1 : -1;
+  const int64_t rows = share.row_end - share.row_begin;
+  const int64_t tiles = ceil_div(rows, V::kMaxRows);
+  for (int64_t s = 0; s < d.t_end - d.t_begin; ++s) {
+    const int64_t t = d.reverse ? d.t_end - 1 - s : d.t_begin + s;
+    const int64_t slot = t - d.t_begin;
+    // A panel of W_hh stays in L2 while all rows of the share pass over it.
+    for (int64_t vector = share.vector_begin; vector < share.vector_end; ++vector) {
+      const int64_t j = vector * V::kLanes;
+      const int units = H - j < V::kLanes ? static_cast<int>(H - j) : V::kLanes;
+      for (int64_t tile = 0; tile < tiles; ++tile) {
+        const int64_t row = share.row_begin + part(0, rows, tile, tiles);
+        const int count = static_cast<int>(share.row_begin + part(0, rows, tile + 1, tiles) - row);
+        FwdStep<S> step;
+        for (int r = 0; r < count; ++r) {
+          const int64_t n = row + r;
+          step.h_prev[r] = d.h + (t + prev) * p.h_t_stride + n * p.h_n_stride;
+          step.h[r] = d.h + t * p.h_t_stride + n * p.h_n_stride;
+          step.c_prev[r] = d.c + (t + prev) * p.c_t_stride + n * p.c_n_stride;
+          step.c[r] = d.c + t * p.c_t_stride + n * p.c_n_stride;
+          step.igates[r] = d.igates + (d.tokens ? d.tokens[slot * N + n] : slot * N + n) * G * H;
+          step.gates[r] = d.gates ? d.gates + (slot * N + n) * G * H : nullptr;
+        }
+        with_constant<V::kMaxRows>(count, [&](auto mr) {
+          fwd_tile<Cell, V, mr.value>(step, d.w_hh_packed + vector * H * G * V::kLanes, d.bias_packed + vector * G * V::kLanes, H,
+                                      j, units);
+        });
+      }
+    }
+    wait_for_group(barrier, share.group_size);
+  }
+}
+
+FASTLSTM_ISA_LOCAL_END
+}  // namespace fastlstm

@@ -1,0 +1,65 @@
+#include "schedule.h"
+
+#include <algorithm>
+
+namespace fastlstm {
+namespace cpu {
+namespace {
+
+int64_t part(int64_t n, int64_t i, int64_t parts) { return n * i / parts; }
+
+// A thread with fewer rows than this reads W_hh too often for what it computes: then the hidden units are split instead,
+// at the price of a barrier a step.
+constexpr int64_t kMinRowsPerThread = 12;
+
+// Below this many multiply-adds a step and thread the barrier costs more than the second thread brings.
+constexpr int64_t kMinWorkPerThread = 30000;
+
+}  // namespace
+
+std::vector<int64_t> panel_boundaries(int64_t hidden_size, int lanes) {
+  constexpr int64_t kPanelVectors = 4;
+  const int64_t vectors = (hidden_size + lanes - 1) / lanes;
+  const int64_t panels = (vectors + kPanelVectors - 1) / kPanelVectors;
+  std::vector<int64_t> boundaries;
+  for (int64_t p = 0; p <= panels; ++p) boundaries.push_back(part(vectors, p, panels));
+  return boundaries;
+}
+
+std::vector<std::vector<Share>> schedule(int64_t batch_size, int64_t hidden_size, int num_directions, int num_threads, int lanes) {
+  std::vector<std::vector<Share>> shares(num_threads);
+  if (batch_size == 0 || hidden_size == 0) return shares;
+  const std::vector<int64_t> boundaries = panel_boundaries(hidden_size, lanes);
+  const int64_t panels = static_cast<int64_t>(boundaries.size()) - 1;
+  int group = 0;
+  for (int direction = 0; direction < num_directions; ++direction) {
+    // Directions do not depend on each other: each gets its own threads, if there are enough.
+    const bool split_directions = num_threads >= num_directions;
+    const int64_t first = split_directions ? part(num_threads, direction, num_directions) : 0;
+    const int64_t last = split_directions ? part(num_threads, direction + 1, num_directions) : 1;
+    const int64_t work = batch_size * hidden_size * hidden_size * 4;
+    const int64_t threads = std::clamp<int64_t>(work / kMinWorkPerThread, 1, last - first);
+
+    // Batch split needs no barrier: as many groups of rows as can be fed, the threads of a group split its hidden units.
+    const int64_t groups = std::clamp<int64_t>(batch_size / kMinRowsPerThread, 1, threads);
+    for (int64_t g = 0; g < groups; ++g, ++group) {
+      const int64_t begin = part(threads, g, groups), end = part(threads, g + 1, groups);
+      const int64_t members = std::min(end - begin, panels);
+      for (int64_t m = 0; m < members; ++m) {
+        Share share;
+        share.direction = direction;
+        share.row_begin = part(batch_size, g, groups);
+        share.row_end = part(batch_size, g + 1, groups);
+        share.vector_begin = boundaries[part(panels, m, members)];
+        share.vector_end = boundaries[part(panels, m + 1, members)];
+        share.group = group;
+        share.group_size = static_cast<int>(members);
+        shares[first + begin + m].push_back(share);
+      }
+    }
+  }
+  return shares;
+}
+
+}  // namespace cpu
+}  // namespace fastlstm

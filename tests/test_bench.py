@@ -1,0 +1,374 @@
+"""The benchmarks: statistics on a fake clock, CSV rows, command lines, pictures."""
+
+from __future__ import annotations
+
+import gc
+import os
+import random
+import subprocess
+import sys
+import types
+import warnings
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+sys.path.append(str(Path(__file__).resolve().parents[1]))
+
+from benchmarks import bench_cells, csv_rows, machine, plot, timing
+from benchmarks.equality import Problem
+from benchmarks.providers import CELLS, PROVIDERS, Provider
+from benchmarks.shapes import GRIDS, Shape, flops, parse_shape
+from benchmarks.timing import Contender, measure_pairs, summarise
+
+ROOT = Path(__file__).resolve().parents[1]
+FULL_GRID = (
+    "25,1,64,100 · 100,1,128,256 · 50,50,65,128 · 64,32,64,64 · 100,32,128,256 · 128,16,512,512 · "
+    "50,64,512,512 · 50,50,128,512 · 20,64,300,512 · 35,20,650,650 · 64,128,256,1024 · 128,8,200,200"
+)
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+class FakeClock:
+    """Time that passes only where a test says so."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+    def sleep(self, seconds: float) -> None:
+        self.now += seconds
+
+
+def test_percentile_is_linear_between_neighbours() -> None:
+    assert timing.percentile([4.0, 1.0, 3.0, 2.0], 50) == 2.5
+    assert timing.percentile([10.0, 20.0], 10) == pytest.approx(11.0)
+    assert timing.percentile([7.0], 90) == 7.0
+    assert timing.percentile([1.0, 2.0, 3.0], 100) == 3.0
+
+
+def test_geometric_mean() -> None:
+    assert timing.geometric_mean([0.5, 2.0, 8.0]) == pytest.approx(2.0)
+
+
+def test_summary_takes_the_median_of_ratios_not_the_ratio_of_medians() -> None:
+    stats = summarise([(2.0, 1.0), (30.0, 10.0), (8.0, 2.0)])
+    assert stats.pairs == 3
+    assert stats.baseline_ms == 8000
+    assert stats.ms == 2000
+    assert (stats.ms_p10, stats.ms_p90) == (pytest.approx(1200), pytest.approx(8400))
+    assert stats.ratio == 3.0
+    assert (stats.ratio_p10, stats.ratio_p90) == (pytest.approx(2.2), pytest.approx(3.8))
+    assert (stats.ratio_p25, stats.ratio_p75) == (pytest.approx(2.5), pytest.approx(3.5))
+
+
+def test_paired_ratio_survives_a_drifting_clock() -> None:
+    clock = FakeClock()
+    calls = []
+
+    def drifting(name: str, seconds: float) -> Contender:
+        def run() -> None:
+            slowdown = 1 + len(calls) // 2
+            calls.append(name)
+            clock.sleep(seconds * slowdown)
+
+        return Contender(name, run)
+
+    pairs = measure_pairs(drifting("a", 2.0), drifting("b", 1.0), 500.0, clock=clock)
+    assert len(pairs) > 10
+    assert {a / b for a, b in pairs} == {2.0}
+    assert pairs[-1][0] > 2 * pairs[0][0]
+    turns = list(zip(calls[::2], calls[1::2], strict=True))
+    assert set(turns) == {("a", "b"), ("b", "a")}
+
+
+def test_timing_keeps_its_budget_and_its_minimum_of_pairs() -> None:
+    clock = FakeClock()
+    contender = Contender("a", lambda: clock.sleep(1.0))
+    assert len(measure_pairs(contender, contender, 40.0, clock=clock)) == 20
+    assert len(measure_pairs(contender, contender, 0.5, clock=clock)) == timing.MIN_PAIRS
+    start = clock()
+    measure_pairs(contender, contender, 0.5, min_pairs=1, clock=clock)
+    assert clock() - start == 2 * (timing.MIN_WARMUPS + 1)
+
+
+def test_only_the_call_is_on_the_clock() -> None:
+    clock = FakeClock()
+
+    class Result:
+        def __del__(self) -> None:
+            clock.sleep(1000)
+
+    class SlowContext:
+        def __enter__(self) -> None:
+            clock.sleep(100)
+
+        def __exit__(self, *_: object) -> None:
+            clock.sleep(100)
+
+    def run() -> Result:
+        assert not gc.isenabled()
+        clock.sleep(1)
+        return Result()
+
+    assert gc.isenabled()
+    contender = Contender("a", run, prepare=lambda: clock.sleep(10), context=SlowContext)
+    assert set(measure_pairs(contender, contender, 1.0, clock=clock)) == {(1.0, 1.0)}
+    assert gc.isenabled()
+
+
+def test_flops_counts_every_weight_twice_a_row() -> None:
+    lstm_weights = 4 * 5 * 4 + 4 * 5 * 5
+    assert flops(4, Shape(2, 3, 4, 5), "infer") == 2 * lstm_weights * 2 * 3
+    assert flops(4, Shape(2, 3, 4, 5), "train") == 3 * 2 * lstm_weights * 2 * 3
+    assert flops(3, Shape(1, 1, 1, 1), "infer") == 12
+
+
+def test_grids() -> None:
+    assert GRIDS["full"] == tuple(parse_shape(text) for text in FULL_GRID.split(" · "))
+    assert set(GRIDS["quick"]) < set(GRIDS["full"])
+    assert list(GRIDS) == ["quick", "full"]
+
+
+def row(**values: object) -> dict[str, object]:
+    return {**{name: f"some {name}" for name in csv_rows.FIELDS}, **values}
+
+
+def test_csv_round_trip(tmp_path: Path) -> None:
+    path = tmp_path / "rows.csv"
+    csv_rows.append_rows(path, [row(device='CPU, "fast"', T=25)])
+    csv_rows.append_rows(path, [row(gflops=None), row(ratio="1.25")])
+    rows = csv_rows.read_rows(path)
+    assert [r["device"] for r in rows] == ['CPU, "fast"', "some device", "some device"]
+    assert rows[0]["T"] == "25"
+    assert rows[1]["gflops"] == ""
+    assert rows[2]["ratio"] == "1.25"
+    assert path.read_text().count("date,commit,device") == 1
+    assert os.listdir(tmp_path) == ["rows.csv"]
+
+
+def test_csv_that_cannot_be_replaced_keeps_its_rows(tmp_path: Path, monkeypatch) -> None:
+    path = tmp_path / "rows.csv"
+    csv_rows.append_rows(path, [row()])
+    before = path.read_text()
+
+    def fail(*_: object) -> None:
+        raise OSError("no space left")
+
+    monkeypatch.setattr(csv_rows.os, "replace", fail)
+    with pytest.raises(OSError, match="no space left"):
+        csv_rows.append_rows(path, [row()])
+    assert path.read_text() == before
+    assert os.listdir(tmp_path) == ["rows.csv"]
+
+
+def test_csv_refuses_other_columns(tmp_path: Path) -> None:
+    path = tmp_path / "rows.csv"
+    with pytest.raises(ValueError, match="differs in speed"):
+        csv_rows.append_rows(path, [row(speed=1)])
+    path.write_text("name,value\nx,1\n")
+    with pytest.raises(ValueError, match="other columns"):
+        csv_rows.append_rows(path, [row()])
+    with pytest.raises(ValueError, match="other columns"):
+        csv_rows.read_rows(path)
+    assert path.read_text() == "name,value\nx,1\n"
+
+
+@pytest.mark.parametrize("mode", ["infer", "train"])
+def test_timed_call_computes_gradients_in_train_mode_only(mode: str) -> None:
+    problem = Problem(CELLS["lstm"], Shape(3, 2, 4, 5), mode, torch.float32)
+    seen = []
+
+    class Spy(nn.LSTM):
+        def forward(self, input, hx=None):
+            seen.append((input, self.training, torch.is_grad_enabled(), hx))
+            return super().forward(input, hx)
+
+    spy = Spy(4, 5)
+    contender = bench_cells.contender(problem, Provider("spy", lambda *_: spy))
+    for _ in range(2):
+        contender.prepare()
+        contender.run()
+    (first, *flags), (second, *_) = seen
+    assert flags == [mode == "train", mode == "train", None]
+    assert first is second
+    if mode == "train":
+        found = problem.results(PROVIDERS["torch"], torch.float32, with_state=False)
+        assert torch.equal(first.grad, found["grad input"])
+        assert torch.equal(spy.weight_hh_l0.grad, found["grad weight_hh_l0"])
+        contender.prepare()
+    assert first.grad is None
+    assert all(parameter.grad is None for parameter in spy.parameters())
+
+
+def test_torch_native_turns_onednn_off_around_the_call_only() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with PROVIDERS["torch-native"].context():
+            assert not torch.backends.mkldnn.enabled
+    assert torch.backends.mkldnn.enabled
+
+
+def test_peak_is_measured_before_every_row(monkeypatch, capsys) -> None:
+    asked = []
+    extension = types.SimpleNamespace(fma_peak=lambda *call: asked.append(call) or 1e-6)
+    monkeypatch.setitem(sys.modules, "fastlstm", types.SimpleNamespace(_C=extension))
+    argv = "--shape 3,8,16,16 --shape 4,8,16,16 --mode infer --providers torch,torch-native"
+    assert bench_cells.main([*argv.split(), "--seconds", "0.01", "--threads", "1"]) == 0
+    assert asked == [("float32", 1, machine.PEAK_SECONDS)] * 2
+    lines = capsys.readouterr().out.splitlines()
+    (line,) = (line for line in lines if line.split()[:4] == ["3", "8", "16", "16"])
+    gflops, percent = map(float, line.split()[-3:-1])
+    assert percent / 100 * 1e-6 == pytest.approx(gflops, abs=0.051)
+
+
+def test_peak_is_none_without_the_extension(monkeypatch) -> None:
+    monkeypatch.setitem(sys.modules, "fastlstm", None)
+    assert machine.fma_peak(torch.float32, 1) is None
+    monkeypatch.setitem(sys.modules, "fastlstm", types.SimpleNamespace(_C=object()))
+    assert machine.fma_peak(torch.float32, 1) is None
+
+
+def test_commit_is_unknown_outside_git(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(machine, "__file__", str(tmp_path / "machine.py"))
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
+    assert machine.commit() == "unknown"
+
+
+@pytest.mark.parametrize(
+    "argv, code, missed",
+    [
+        ("--min-ratio 1e9", 1, ["minimum"]),
+        ("--min-geomean 1e9", 1, ["geometric mean"]),
+        ("--min-ratio 1e-9 --min-geomean 1e-9", 0, []),
+    ],
+)
+def test_required_ratios_decide_the_exit_code(argv: str, code: int, missed, capsys) -> None:
+    run = (
+        "--shape 20,8,33,17 --mode infer --providers torch,torch-native --seconds 0.01 --threads 1"
+    )
+    assert bench_cells.main([*run.split(), *argv.split()]) == code
+    lines = capsys.readouterr().out.splitlines()
+    found = [line.removeprefix("MISSED: ") for line in lines if line.startswith("MISSED")]
+    assert [line.rsplit(" ", 4)[0] for line in found] == missed
+
+
+@pytest.mark.parametrize(
+    "argv, message",
+    [
+        ("--shape 3,2,4", "argument --shape: a shape is four integers T,N,I,H, got '3,2,4'"),
+        ("--shape 3,2,4,x", "argument --shape: a shape is four integers T,N,I,H, got '3,2,4,x'"),
+        ("--shape 3,0,4,5", "argument --shape: the sizes of a shape are at least 1, got '3,0,4,5'"),
+        ("--shape 3,2,4,5 --grid full", "argument --grid: not allowed with argument --shape"),
+        ("--providers torch,tensorflow", "argument --providers: unknown provider 'tensorflow'"),
+        ("--providers torch,torch", "argument --providers: a provider is named twice"),
+        ("--providers torch", "argument --providers: needs a baseline and at least one more"),
+        ("--cells lstm,tree", "argument --cells: unknown cell 'tree'; known: lstm"),
+        ("--seconds 0", "argument --seconds: expected a positive number, got '0'"),
+        ("--seconds nan", "argument --seconds: expected a positive number, got 'nan'"),
+        ("--threads 0", "argument --threads: expected a positive integer, got '0'"),
+        ("--min-ratio -1", "argument --min-ratio: expected a positive number"),
+        ("--grid huge", "argument --grid: invalid choice: 'huge'"),
+        ("--providers torch,torch-native --csv no/x.csv", "argument --csv: no such directory"),
+        ("--providers torch,torch-native --plot no/x.png", "argument --plot: no such directory"),
+    ],
+)
+def test_wrong_command_line_is_one_line_and_code_2(
+    argv: str, message: str, tmp_path: Path, monkeypatch, capsys
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as exit:
+        bench_cells.main(argv.split())
+    assert exit.value.code == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.startswith(f"bench_cells.py: error: {message}")
+    assert captured.err.count("\n") == 1
+
+
+def test_missing_provider_and_foreign_csv_are_one_line(tmp_path: Path, monkeypatch, capsys) -> None:
+    monkeypatch.setitem(sys.modules, "fastlstm", None)
+    foreign = tmp_path / "foreign.csv"
+    foreign.write_text("name,value\n")
+    for argv in ([], ["--providers", "torch,torch-native", "--csv", str(foreign)]):
+        with pytest.raises(SystemExit) as exit:
+            bench_cells.main(argv)
+        assert exit.value.code == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 2
+    assert "fastlstm cannot provide lstm" in lines[0]
+    assert "other columns" in lines[1]
+
+
+def test_script_runs_from_any_directory(tmp_path: Path) -> None:
+    # float64, where torch has one path: on so few elements two float32 paths may differ by luck.
+    argv = "--shape 3,2,4,5 --providers torch,torch-native --seconds 0.05 --threads 1"
+    command = [sys.executable, str(ROOT / "benchmarks" / "bench_cells.py"), *argv.split()]
+    done = subprocess.run(
+        [*command, "--dtype", "float64", "--csv", "rows.csv"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.count("minimum") == 2
+    rows = csv_rows.read_rows(tmp_path / "rows.csv")
+    assert [r["mode"] for r in rows] == ["infer", "train"]
+    for r in rows:
+        assert [r[name] for name in "TNIH"] == ["3", "2", "4", "5"]
+        assert (r["provider"], r["baseline"], r["dtype"]) == ("torch-native", "torch", "float64")
+        assert (r["cell"], r["threads"], r["torch"]) == ("lstm", "1", torch.__version__)
+        assert float(r["ms_p10"]) <= float(r["ms"]) <= float(r["ms_p90"])
+        assert float(r["ratio_p10"]) <= float(r["ratio"]) <= float(r["ratio_p90"])
+        operations = flops(4, Shape(3, 2, 4, 5), r["mode"])
+        assert float(r["gflops"]) == pytest.approx(operations / float(r["ms"]) / 1e6, rel=1e-3)
+
+
+def plotted_rows() -> list[dict[str, object]]:
+    rng = random.Random(0)
+    return [
+        row(
+            cell="lstm", mode=mode, provider=provider, **shape._asdict(),
+            ratio=2.0, ratio_p10=1.0 + rng.random(), ratio_p90=2.0 + rng.random(),
+        )
+        for mode in ("infer", "train")
+        for provider in ("fastlstm", "reference")
+        for shape in GRIDS["quick"]
+    ]  # fmt: skip
+
+
+def test_plot_draws_the_latest_row_of_each_shape() -> None:
+    rows = plotted_rows()
+    newer = {**rows[0], "date": "later", "ratio": 3.0}
+    latest = plot.latest([*rows, newer])
+    assert len(latest) == len(rows)
+    assert latest[0]["ratio"] == "3.0"
+    labels = {plot.series_label(r, latest) for r in latest}
+    assert labels == {"fastlstm", "reference"}
+    other_threads = {**latest[0], "threads": "9"}
+    assert plot.series_label(other_threads, [*latest, other_threads]) == "fastlstm, threads 9"
+
+
+def test_plot_writes_a_picture(tmp_path: Path, capsys) -> None:
+    pytest.importorskip("matplotlib")
+    source, picture = tmp_path / "rows.csv", tmp_path / "ratios.png"
+    csv_rows.append_rows(source, plotted_rows())
+    assert plot.main([str(source), str(picture)]) == 0
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    with pytest.raises(SystemExit) as exit:
+        plot.main([str(tmp_path / "none.csv"), str(picture)])
+    assert exit.value.code == 2
+    assert capsys.readouterr().err.count("\n") == 1
