@@ -1,6 +1,8 @@
 // The Python face of the kernels: names, argument names, one line each. Arguments are checked in layer.cpp.
-#include <torch/extension.h>
+#include <ATen/ops/empty_like.h>
+#include <torch/csrc/utils/pybind.h>
 
+#include <chrono>
 #include <cmath>
 #include <cstring>
 #include <limits>

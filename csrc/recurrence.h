@@ -71,8 +71,8 @@ struct BwdDirection {
   bool first_call;         // of a sequence: there is no step after the last
   const S* dh_n;           // [N, H] gradient of h_n, read if first_call; null: zero
   S* dc_inout;             // [N, H]: gradient of c after the last step -> gradient of c before the first step
-  S* dgates;               // of step t_begin: [t_end - t_begin, N, G * H]; unless first_call, the step after the last
-                           // (reverse: before the first) holds the dgates of the call before
+  S* dgates;               // of step t_begin: [t_end - t_begin, N, G * H], rows dgates_stride apart; unless first_call, the
+                           // step after the last (reverse: before the first) holds the dgates of the call before
 };
 
 template <class S>
@@ -81,6 +81,7 @@ struct RecurrenceBwd {
   int64_t c_t_stride, c_n_stride;
   int64_t dy_t_stride, dy_n_stride;
   int64_t dc_seq_t_stride, dc_seq_n_stride;
+  int64_t dgates_stride;
   int num_directions;
   BwdDirection<S> direction[kMaxDirections];
 };

@@ -13,11 +13,7 @@ namespace fastlstm {
 namespace cpu {
 FASTLSTM_ISA_LOCAL_BEGIN
 
-// A block of B: 4 vectors x kBlockK x 64 bytes = 64 KB stays in L2 while kBlockM rows pass; partial sums over kBlockK
-// also keep rounding errors near those of pairwise summation.
-constexpr int64_t kBlockK = 256;
-constexpr int64_t kBlockM = 120;        // a multiple of every kMaxRows: 120 KB of A in L2
-constexpr int64_t kBlockPanels = 16;    // of B in weight_grad: 1 MB packed at a time
+constexpr int64_t kBlockPanels = 16;  // panels of B that weight_grad packs at a time
 
 template <class V>
 struct Panels {
@@ -40,12 +36,13 @@ FASTLSTM_INLINE void add_to_rows(const V (&acc)[MR][NV], typename V::scalar* con
   }
 }
 
+// The tile of c is needed K steps later: by then it is in L1.
 template <class V, int MR, int NV>
-FASTLSTM_INLINE void clear(V (&acc)[MR][NV]) {
+FASTLSTM_INLINE void prefetch_rows(typename V::scalar* const* c, int64_t column) {
 #pragma GCC unroll 8
   for (int r = 0; r < MR; ++r) {
 #pragma GCC unroll 8
-    for (int v = 0; v < NV; ++v) acc[r][v] = V::broadcast(0);
+    for (int v = 0; v < NV; ++v) prefetch(c[r] + column + v * V::kLanes);
   }
 }
 
@@ -55,6 +52,7 @@ __attribute__((noinline)) void rows_tile(const typename V::scalar* const* a, con
                                          typename V::scalar* const* c, int64_t column, int64_t columns, bool accumulate) {
   V acc[MR][NV];
   clear(acc);
+  prefetch_rows<V, MR, NV>(c, column);
   multiply_rows(a, b, K, acc);
   add_to_rows(acc, c, column, columns, accumulate);
 }
@@ -64,31 +62,36 @@ __attribute__((noinline)) void packed_tile(const typename V::scalar* a, const ty
                                            typename V::scalar* const* c, int64_t column, int64_t columns, bool accumulate) {
   V acc[MR][NV];
   clear(acc);
+  prefetch_rows<V, MR, NV>(c, column);
   multiply_packed(a, b, K, acc);
   add_to_rows(acc, c, column, columns, accumulate);
 }
 
-// One panel of NV vectors, columns [n0, n0 + NV * lanes) of B, rows k of [k_begin, k_end).
+// One row of a panel: `valid` scalars of row, then zeros up to `width`.
 template <class V>
-void pack_panel(const PackPanels<typename V::scalar>& p, int64_t n0, int64_t width, int64_t k_begin, int64_t k_end,
-                typename V::scalar* out) {
+FASTLSTM_INLINE void pack_row(const typename V::scalar* row, int64_t valid, int64_t width, typename V::scalar* out) {
+  for (int64_t n = 0; n < width; n += V::kLanes) {
+    const int64_t left = valid - n;
+    const V v = left >= V::kLanes ? V::load(row + n) : left > 0 ? V::load(row + n, static_cast<int>(left)) : V::broadcast(0);
+    v.store(out + n);
+  }
+}
+
+// Columns [n0, n0 + width) of B.
+template <class V>
+void pack_panel(const PackPanels<typename V::scalar>& p, int64_t n0, int64_t width, typename V::scalar* out) {
   using S = typename V::scalar;
   const int64_t valid = p.N - n0 < width ? p.N - n0 : width;
   if (p.n_stride == 1) {
-    for (int64_t k = k_begin; k < k_end; ++k, out += width) {
-      const S* row = p.b + k * p.k_stride + n0;
-      int64_t n = 0;
-      for (; n + V::kLanes <= valid; n += V::kLanes) V::load(row + n).store(out + n);
-      for (; n < width; ++n) out[n] = n < valid ? row[n] : S(0);
-    }
+    for (int64_t k = 0; k < p.K; ++k) pack_row<V>(p.b + k * p.k_stride + n0, valid, width, out + k * width);
     return;
   }
-  // Columns of B are contiguous: 16 of k at a time, so that each cache line is read once.
-  for (int64_t k = k_begin; k < k_end; k += 16) {
-    const int64_t depth = k_end - k < 16 ? k_end - k : 16;
+  // The columns of B are contiguous: 16 of k at a time, so that each cache line is read once.
+  for (int64_t k = 0; k < p.K; k += 16) {
+    const int64_t depth = p.K - k < 16 ? p.K - k : 16;
     for (int64_t n = 0; n < width; ++n) {
       const S* column = p.b + (n0 + n) * p.n_stride + k * p.k_stride;
-      for (int64_t i = 0; i < depth; ++i) out[(k - k_begin + i) * width + n] = n < valid ? column[i * p.k_stride] : S(0);
+      for (int64_t i = 0; i < depth; ++i) out[(k + i) * width + n] = n < valid ? column[i * p.k_stride] : S(0);
     }
   }
 }
@@ -98,7 +101,7 @@ void pack_panels(const PackPanels<typename V::scalar>& p, int thread, int thread
   const Panels<V> panels(p.N);
   for (int64_t i = part(0, panels.count, thread, threads); i < part(0, panels.count, thread + 1, threads); ++i) {
     const int64_t n0 = panels.begin(i) * V::kLanes;
-    pack_panel<V>(p, n0, panels.begin(i + 1) * V::kLanes - n0, 0, p.K, p.packed + n0 * p.K);
+    pack_panel<V>(p, n0, panels.begin(i + 1) * V::kLanes - n0, p.packed + n0 * p.K);
   }
 }
 
@@ -134,13 +137,13 @@ void packed_matmul_block(const PackedMatmul<typename V::scalar>& p, int64_t m_be
                          int64_t panel_end) {
   using S = typename V::scalar;
   const Panels<V> panels(p.N);
-  for (int64_t k0 = 0; k0 < p.K; k0 += kBlockK) {
-    const int64_t K = p.K - k0 < kBlockK ? p.K - k0 : kBlockK;
+  for (int64_t k0 = 0; k0 < p.K; k0 += kBlockK<S>) {
+    const int64_t K = p.K - k0 < kBlockK<S> ? p.K - k0 : kBlockK<S>;
     const bool accumulate = p.accumulate || k0 > 0;
-    for (int64_t m0 = m_begin; m0 < m_end; m0 += kBlockM) {
-      const int64_t M = m_end - m0 < kBlockM ? m_end - m0 : kBlockM;
-      const S* a[kBlockM];
-      S* c[kBlockM];
+    for (int64_t m0 = m_begin; m0 < m_end; m0 += kBlockRows) {
+      const int64_t M = m_end - m0 < kBlockRows ? m_end - m0 : kBlockRows;
+      const S* a[kBlockRows];
+      S* c[kBlockRows];
       RowCursor<const S> a_rows(p.a, m0);
       RowCursor<S> c_rows(p.c, m0);
       for (int64_t m = 0; m < M; ++m) {
@@ -176,98 +179,93 @@ void packed_matmul(const PackedMatmul<typename V::scalar>& p, int thread, int th
   }
 }
 
-// d[k][m0 + r] -> out[tile][k][rows of the tile], and the column sums.
+// d[k][m0 + r] -> out[tile][k][rows of the tile], and the column sums. Whole vectors are copied, each over the excess of the
+// one before; out has kLanes scalars to spare.
 template <class V>
-void pack_columns(const WeightGrad<typename V::scalar>& p, int64_t k0, int64_t K, int64_t m0, int64_t M,
-                  typename V::scalar* out, bool add_db) {
+void pack_columns(const WeightGrad<typename V::scalar>& p, int64_t k0, int64_t K, int64_t m0, int64_t M, bool sum_columns,
+                  bool accumulate, typename V::scalar* out) {
   using S = typename V::scalar;
   const int64_t tiles = ceil_div(M, V::kMaxRows);
-  const S* rows[kBlockK];
+  const S* rows[kBlockK<S>];
   RowCursor<const S> cursor(p.d, k0);
   for (int64_t k = 0; k < K; ++k) rows[k] = cursor.next() + m0;
   for (int64_t tile = 0; tile < tiles; ++tile) {
     const int64_t m = part(0, M, tile, tiles);
-    const int64_t width = part(0, M, tile + 1, tiles) - m;
-    with_constant<V::kMaxRows>(static_cast<int>(width), [&](auto mr) {
-      S* tile_out = out + m * K;
-      S sum[mr.value] = {};
-      for (int64_t k = 0; k < K; ++k) {
-#pragma GCC unroll 8
-        for (int r = 0; r < mr.value; ++r) {
-          const S d = rows[k][m + r];
-          tile_out[k * mr.value + r] = d;
-          sum[r] += d;
-        }
-      }
-      if (p.db) {
-        for (int r = 0; r < mr.value; ++r) p.db[m0 + m + r] = add_db ? p.db[m0 + m + r] + sum[r] : sum[r];
-      }
-    });
+    const int width = static_cast<int>(part(0, M, tile + 1, tiles) - m);
+    const bool whole = m0 + m + V::kLanes <= p.M;
+    S* tile_out = out + m * K;
+    V sum = V::broadcast(0);
+    for (int64_t k = 0; k < K; ++k) {
+      const V d = whole ? V::load(rows[k] + m) : V::load(rows[k] + m, width);
+      d.store(tile_out + k * width);
+      sum = sum + d;
+    }
+    if (sum_columns) {
+      S sums[V::kLanes];
+      sum.store(sums);
+      for (int r = 0; r < width; ++r) p.db[m0 + m + r] = accumulate ? p.db[m0 + m + r] + sums[r] : sums[r];
+    }
   }
 }
 
-// Rows of x in panels, as pack_panel does for a plain matrix.
+// The panels of all x one after the other: panel i of x[0], then of x[1].
 template <class V>
-void pack_rows(const Rows<const typename V::scalar>& x, int64_t k0, int64_t K, int64_t N, int64_t n0, int64_t width,
-               typename V::scalar* out) {
-  using S = typename V::scalar;
-  const int64_t valid = N - n0 < width ? N - n0 : width;
-  RowCursor<const S> cursor(x, k0);
-  for (int64_t k = 0; k < K; ++k, out += width) {
-    const S* row = cursor.next() + n0;
-    int64_t n = 0;
-    for (; n + V::kLanes <= valid; n += V::kLanes) V::load(row + n).store(out + n);
-    for (; n < width; ++n) out[n] = n < valid ? row[n] : S(0);
-  }
-}
+struct JointPanels {
+  const WeightGrad<typename V::scalar>& p;
+  Panels<V> panels[2];
+  int64_t count;
+
+  explicit JointPanels(const WeightGrad<typename V::scalar>& grad)
+      : p(grad), panels{Panels<V>(grad.N[0]), Panels<V>(grad.num_x > 1 ? grad.N[1] : 0)}, count(panels[0].count + panels[1].count) {}
+  int x(int64_t i) const { return i < panels[0].count ? 0 : 1; }
+  int64_t local(int64_t i) const { return x(i) == 0 ? i : i - panels[0].count; }
+  int64_t vector(int64_t i) const { return panels[x(i)].begin(local(i)); }
+  int64_t vectors(int64_t i) const { return panels[x(i)].begin(local(i) + 1) - vector(i); }
+};
 
 template <class V>
 constexpr int64_t weight_grad_workspace() {
-  return kBlockM * kBlockK + kBlockPanels * kPanelVectors * V::kLanes * kBlockK;
+  return kBlockRows * kBlockK<typename V::scalar> + V::kLanes + kBlockPanels * kPanelVectors * V::kLanes * kBlockK<typename V::scalar>;
 }
 
 template <class V>
 void weight_grad(const WeightGrad<typename V::scalar>& p, int thread, int threads) {
   using S = typename V::scalar;
+  const JointPanels<V> panels(p);
   const int64_t m_begin = part(0, p.M, thread, threads), m_end = part(0, p.M, thread + 1, threads);
   S* a_packed = p.workspace + thread * weight_grad_workspace<V>();
-  S* b_packed = a_packed + kBlockM * kBlockK;
-  for (int64_t k0 = 0; k0 < p.K; k0 += kBlockK) {
-    const int64_t K = p.K - k0 < kBlockK ? p.K - k0 : kBlockK;
+  S* b_packed = a_packed + kBlockRows * kBlockK<S> + V::kLanes;
+  for (int64_t k0 = 0; k0 < p.K; k0 += kBlockK<S>) {
+    const int64_t K = p.K - k0 < kBlockK<S> ? p.K - k0 : kBlockK<S>;
     const bool accumulate = p.accumulate || k0 > 0;
-    bool first_block = true;
-    for (int x = 0; x < p.num_x; ++x) {
-      const Panels<V> panels(p.N[x]);
-      for (int64_t panel0 = 0; panel0 < panels.count; panel0 += kBlockPanels) {
-        const int64_t panel1 = panels.count - panel0 < kBlockPanels ? panels.count : panel0 + kBlockPanels;
-        const int64_t block_n0 = panels.begin(panel0) * V::kLanes;
-        for (int64_t i = panel0; i < panel1; ++i) {
-          const int64_t n0 = panels.begin(i) * V::kLanes;
-          pack_rows<V>(p.x[x], k0, K, p.N[x], n0, panels.begin(i + 1) * V::kLanes - n0, b_packed + (n0 - block_n0) * K);
-        }
-        for (int64_t m0 = m_begin; m0 < m_end; m0 += kBlockM) {
-          const int64_t M = m_end - m0 < kBlockM ? m_end - m0 : kBlockM;
-          const int64_t tiles = ceil_div(M, V::kMaxRows);
-          WeightGrad<S> columns = p;
-          if (!first_block) columns.db = nullptr;
-          pack_columns<V>(columns, k0, K, m0, M, a_packed, accumulate);
-          S* c[kBlockM];
+    for (int64_t i0 = 0; i0 < panels.count; i0 += kBlockPanels) {
+      const int64_t i1 = panels.count - i0 < kBlockPanels ? panels.count : i0 + kBlockPanels;
+      S* b_panel[kBlockPanels + 1] = {b_packed};
+      for (int64_t i = i0; i < i1; ++i) {
+        const int64_t n0 = panels.vector(i) * V::kLanes, width = panels.vectors(i) * V::kLanes;
+        const int64_t valid = p.N[panels.x(i)] - n0;
+        RowCursor<const S> rows(p.x[panels.x(i)], k0);
+        for (int64_t k = 0; k < K; ++k) pack_row<V>(rows.next() + n0, valid, width, b_panel[i - i0] + k * width);
+        b_panel[i - i0 + 1] = b_panel[i - i0] + K * width;
+      }
+      for (int64_t m0 = m_begin; m0 < m_end; m0 += kBlockRows) {
+        const int64_t M = m_end - m0 < kBlockRows ? m_end - m0 : kBlockRows;
+        const int64_t tiles = ceil_div(M, V::kMaxRows);
+        pack_columns<V>(p, k0, K, m0, M, p.db && i0 == 0, accumulate, a_packed);
+        for (int64_t i = i0; i < i1; ++i) {
+          const int x = panels.x(i);
+          const int64_t n0 = panels.vector(i) * V::kLanes;
+          S* c[kBlockRows];
           for (int64_t m = 0; m < M; ++m) c[m] = p.dw[x] + (m0 + m) * p.N[x];
-          for (int64_t i = panel0; i < panel1; ++i) {
-            const int64_t v0 = panels.begin(i);
-            const int64_t n0 = v0 * V::kLanes;
-            const S* b = b_packed + (n0 - block_n0) * K;
-            with_constant<kPanelVectors>(static_cast<int>(panels.begin(i + 1) - v0), [&](auto nv) {
-              for (int64_t tile = 0; tile < tiles; ++tile) {
-                const int64_t m = part(0, M, tile, tiles);
-                with_constant<V::kMaxRows>(static_cast<int>(part(0, M, tile + 1, tiles) - m), [&](auto mr) {
-                  packed_tile<V, mr.value, nv.value>(a_packed + m * K, b, K, c + m, n0, p.N[x] - n0, accumulate);
-                });
-              }
-            });
-          }
+          with_constant<kPanelVectors>(static_cast<int>(panels.vectors(i)), [&](auto nv) {
+            for (int64_t tile = 0; tile < tiles; ++tile) {
+              const int64_t m = part(0, M, tile, tiles);
+              with_constant<V::kMaxRows>(static_cast<int>(part(0, M, tile + 1, tiles) - m), [&](auto mr) {
+                packed_tile<V, mr.value, nv.value>(a_packed + m * K, b_panel[i - i0], K, c + m, n0, p.N[x] - n0, accumulate);
+              });
+            }
+          });
         }
-        first_block = false;
       }
     }
   }
@@ -286,7 +284,7 @@ void segment_sum(const SegmentSum<typename V::scalar>& p, int thread, int thread
     const int64_t m1 = m_end - m0 < kBlock ? m_end : m0 + kBlock;
     for (int64_t k = 0; k < p.K; ++k) {
       S* sum = p.table + p.tokens[k] * p.M;
-      const S* d = p.d + k * p.M;
+      const S* d = p.d + k * p.d_stride;
       for (int64_t m = m0; m < m1; m += V::kLanes) {
         const int n = m1 - m < V::kLanes ? static_cast<int>(m1 - m) : V::kLanes;
         (V::load(sum + m, n) + V::load(d + m, n)).store(sum + m, n);

@@ -58,7 +58,8 @@ struct WeightGrad {
 // table[v, m] += sum over rows k with token v of d[k, m]: the weight gradient of a one-hot input.
 template <class S>
 struct SegmentSum {
-  const S* d;  // [K, M]
+  const S* d;  // [K, M], rows d_stride apart
+  int64_t d_stride;
   int64_t K, M;
   const int64_t* tokens;  // [K]
   S* table;               // [V, M]

@@ -1,7 +1,9 @@
 // One layer on the CPU: packs the weights, then walks over the sequence in chunks of steps. In each chunk the input
 // projection (backward: dx and the weight gradients) is one product over all its rows, done while the chunk's gates are
 // still in the cache.
-#include <ATen/ATen.h>
+#include <ATen/Dispatch.h>
+#include <ATen/ops/empty.h>
+#include <ATen/ops/zeros.h>
 
 #include <algorithm>
 #include <memory>
@@ -45,6 +47,7 @@ class Layer {
         D_(static_cast<int>(input.weights.size())),
         G_(kGates * H_),
         padded_H_(round_up(H_, k_.lanes)),
+        dgates_stride_(round_up(G_, k_.lanes) + k_.lanes),
         threads_(num_threads()) {
     const int64_t steps = std::max<int64_t>(1, kChunkBytes / static_cast<int64_t>(sizeof(S)) / std::max<int64_t>(1, G_ * N_));
     const int64_t chunks = (T_ + steps - 1) / steps;
@@ -110,7 +113,7 @@ class Layer {
       const DirectionWeights& w = input_.weights[d];
       w_hh[d] = packed(w.w_hh, w.w_hh.stride(0), 1, G_, H_);
       if (needs.x || needs.embedding) w_ih[d] = packed(w.w_ih, w.w_ih.stride(0), 1, G_, I_);
-      dgates[d] = scratch((longest_chunk() + 1) * N_ * G_);
+      dgates[d] = scratch((longest_chunk() + 1) * N_ * dgates_stride_);
       if (tokens_ && (needs.weights || needs.embedding)) dtable[d] = at::zeros({table_rows(), G_}, input_.weights[d].w_ih.options());
     }
     std::vector<bool> dx_written(chunk_.size(), false);
@@ -122,6 +125,7 @@ class Layer {
       p.H = H_;
       p.c_t_stride = state_t_stride;
       p.c_n_stride = state_n_stride;
+      p.dgates_stride = dgates_stride_;
       p.num_directions = D_;
       if (grads.y) p.dy_t_stride = grads.y->stride(0), p.dy_n_stride = grads.y->stride(1);
       if (grads.c) p.dc_seq_t_stride = grads.c->stride(0), p.dc_seq_n_stride = grads.c->stride(1);
@@ -147,14 +151,14 @@ class Layer {
       for (int d = 0; d < D_; ++d) {
         const BwdDirection<S>& b = p.direction[d];
         const int64_t rows = (b.t_end - b.t_begin) * N_;
-        const Rows<const S> dgates_rows{b.dgates, rows, 0, G_};
+        const Rows<const S> dgates_rows{b.dgates, rows, 0, dgates_stride_};
         if (needs.x) {
           S* dx = out.dx.data_ptr<S>() + b.t_begin * N_ * I_;
           run(k_.packed_matmul, PackedMatmul<S>{dgates_rows, data<S>(w_ih[d]), {dx, rows, 0, I_}, rows, I_, G_, dx_written[chunk[d]]});
           dx_written[chunk[d]] = true;
         }
         if (dtable[d].defined()) {
-          run(k_.segment_sum, SegmentSum<S>{b.dgates, rows, G_, input_.x.const_data_ptr<int64_t>() + b.t_begin * N_, dtable[d].data_ptr<S>()});
+          run(k_.segment_sum, SegmentSum<S>{b.dgates, dgates_stride_, rows, G_, input_.x.const_data_ptr<int64_t>() + b.t_begin * N_, dtable[d].data_ptr<S>()});
         }
         if (needs.weights) weight_grad(d, b, kept, dgates_rows, rows, i > 0, workspace, out.dweights[d]);
       }
@@ -163,9 +167,9 @@ class Layer {
     for (int d = 0; d < D_; ++d) {
       if (needs.state) {
         // The dgates of the step that reads h0, the last computed.
-        const S* dgates_0 = data<S>(dgates[d]) + (d == 0 ? 0 : chunk_.back() - chunk_[chunk_.size() - 2]) * N_ * G_;
+        const S* dgates_0 = data<S>(dgates[d]) + (d == 0 ? 0 : chunk_.back() - chunk_[chunk_.size() - 2]) * N_ * dgates_stride_;
         S* dh0 = out.dh0.data_ptr<S>() + d * N_ * H_;
-        run(k_.packed_matmul, PackedMatmul<S>{{dgates_0, N_, 0, G_}, data<S>(w_hh[d]), {dh0, N_, 0, H_}, N_, H_, G_, false});
+        run(k_.packed_matmul, PackedMatmul<S>{{dgates_0, N_, 0, dgates_stride_}, data<S>(w_hh[d]), {dh0, N_, 0, H_}, N_, H_, G_, false});
       }
       if (dtable[d].defined()) table_grads(d, dtable[d], w_ih[d], needs, workspace, out);
     }
@@ -223,7 +227,7 @@ class Layer {
 
   // Where the dgates of a chunk go: its buffer has one row of steps more, for the step computed last in the chunk before.
   S* carry_dgates(S* buffer, bool reverse, size_t chunk, size_t i) const {
-    const int64_t row = N_ * G_, steps = chunk_[chunk + 1] - chunk_[chunk];
+    const int64_t row = N_ * dgates_stride_, steps = chunk_[chunk + 1] - chunk_[chunk];
     if (reverse) {
       if (i > 0) std::copy_n(buffer + (chunk_[chunk] - chunk_[chunk - 1]) * row, row, buffer);
       return buffer + row;
@@ -286,6 +290,9 @@ class Layer {
   const int64_t T_, N_, I_, H_;
   const int D_;
   const int64_t G_, padded_H_;
+  // One vector longer than the row: with H a power of two the rows would fall into the same few cache sets, and the weight
+  // gradients take 3 % longer.
+  const int64_t dgates_stride_;
   const int threads_;
   std::vector<int64_t> chunk_;  // first step of each chunk, and T
 };

@@ -19,17 +19,28 @@ struct FwdStep {
   S* h[8];
 };
 
+// One tile: MR rows, one vector of units of every gate, K of the columns of W_hh. All but the last block of columns leave
+// their sums in `partial`; the last goes on to the cell.
 template <template <class> class Cell, class V, int MR>
 __attribute__((noinline)) void fwd_tile(const FwdStep<typename V::scalar>& step, const typename V::scalar* w_hh_packed,
-                                        const typename V::scalar* bias_packed, int64_t H, int64_t j, int units) {
+                                        int64_t K, const typename V::scalar* bias_packed, typename V::scalar* partial,
+                                        bool first_block, bool last_block, int64_t H, int64_t j, int units) {
   constexpr int G = Cell<V>::kGates;
   V hgates[MR][G];
+  if (first_block) {
 #pragma GCC unroll 8
-  for (int r = 0; r < MR; ++r) {
+    for (int r = 0; r < MR; ++r) {
 #pragma GCC unroll 8
-    for (int g = 0; g < G; ++g) hgates[r][g] = V::load(bias_packed + g * V::kLanes);
+      for (int g = 0; g < G; ++g) hgates[r][g] = V::load(bias_packed + g * V::kLanes);
+    }
+  } else {
+    load_tile(hgates, partial);
   }
-  multiply_rows(step.h_prev, w_hh_packed, H, hgates);
+  multiply_rows(step.h_prev, w_hh_packed, K, hgates);
+  if (!last_block) {
+    store_tile(hgates, partial);
+    return;
+  }
 #pragma GCC unroll 8
   for (int r = 0; r < MR; ++r) {
     V igates[G], gates[G];
@@ -53,32 +64,39 @@ void recurrence_fwd(const RecurrenceFwd<typename V::scalar>& p, const Share& sha
   const FwdDirection<S>& d = p.direction[share.direction];
   const int64_t H = p.H, N = p.N;
   const int64_t prev = d.reverse ? 1 : -1;
-  const int64_t rows = share.row_end - share.row_begin;
-  const int64_t tiles = ceil_div(rows, V::kMaxRows);
+  S partial[kBlockRows * G * V::kLanes];
   for (int64_t s = 0; s < d.t_end - d.t_begin; ++s) {
     const int64_t t = d.reverse ? d.t_end - 1 - s : d.t_begin + s;
     const int64_t slot = t - d.t_begin;
-    // A panel of W_hh stays in L2 while all rows of the share pass over it.
+    // A block of W_hh stays in L2 while the rows pass over it.
     for (int64_t vector = share.vector_begin; vector < share.vector_end; ++vector) {
       const int64_t j = vector * V::kLanes;
       const int units = H - j < V::kLanes ? static_cast<int>(H - j) : V::kLanes;
-      for (int64_t tile = 0; tile < tiles; ++tile) {
-        const int64_t row = share.row_begin + part(0, rows, tile, tiles);
-        const int count = static_cast<int>(share.row_begin + part(0, rows, tile + 1, tiles) - row);
-        FwdStep<S> step;
-        for (int r = 0; r < count; ++r) {
-          const int64_t n = row + r;
-          step.h_prev[r] = d.h + (t + prev) * p.h_t_stride + n * p.h_n_stride;
-          step.h[r] = d.h + t * p.h_t_stride + n * p.h_n_stride;
-          step.c_prev[r] = d.c + (t + prev) * p.c_t_stride + n * p.c_n_stride;
-          step.c[r] = d.c + t * p.c_t_stride + n * p.c_n_stride;
-          step.igates[r] = d.igates + (d.tokens ? d.tokens[slot * N + n] : slot * N + n) * G * H;
-          step.gates[r] = d.gates ? d.gates + (slot * N + n) * G * H : nullptr;
+      for (int64_t row0 = share.row_begin; row0 < share.row_end; row0 += kBlockRows) {
+        const int64_t rows = share.row_end - row0 < kBlockRows ? share.row_end - row0 : kBlockRows;
+        const int64_t tiles = ceil_div(rows, V::kMaxRows);
+        for (int64_t k0 = 0; k0 < H; k0 += kBlockK<S>) {
+          const int64_t K = H - k0 < kBlockK<S> ? H - k0 : kBlockK<S>;
+          for (int64_t tile = 0; tile < tiles; ++tile) {
+            const int64_t row = part(0, rows, tile, tiles);
+            const int count = static_cast<int>(part(0, rows, tile + 1, tiles) - row);
+            FwdStep<S> step;
+            for (int r = 0; r < count; ++r) {
+              const int64_t n = row0 + row + r;
+              step.h_prev[r] = d.h + (t + prev) * p.h_t_stride + n * p.h_n_stride + k0;
+              step.h[r] = d.h + t * p.h_t_stride + n * p.h_n_stride;
+              step.c_prev[r] = d.c + (t + prev) * p.c_t_stride + n * p.c_n_stride;
+              step.c[r] = d.c + t * p.c_t_stride + n * p.c_n_stride;
+              step.igates[r] = d.igates + (d.tokens ? d.tokens[slot * N + n] : slot * N + n) * G * H;
+              step.gates[r] = d.gates ? d.gates + (slot * N + n) * G * H : nullptr;
+            }
+            with_constant<V::kMaxRows>(count, [&](auto mr) {
+              fwd_tile<Cell, V, mr.value>(step, d.w_hh_packed + (vector * H + k0) * G * V::kLanes, K,
+                                          d.bias_packed + vector * G * V::kLanes, partial + row * G * V::kLanes, k0 == 0,
+                                          k0 + K == H, H, j, units);
+            });
+          }
         }
-        with_constant<V::kMaxRows>(count, [&](auto mr) {
-          fwd_tile<Cell, V, mr.value>(step, d.w_hh_packed + vector * H * G * V::kLanes, d.bias_packed + vector * G * V::kLanes, H,
-                                      j, units);
-        });
       }
     }
     wait_for_group(barrier, share.group_size);
