@@ -87,6 +87,11 @@ def lstm(
 
     directions = 2 if bidirectional else 1
     layers = len(weights) // directions
+    if layers * directions != len(weights):
+        raise ValueError(f"weights must hold two directions a layer, got {len(weights)} entries")
+    for name, state in zip(("h0", "c0"), hx or (), strict=False):
+        if state.size(0) != len(weights):
+            raise RuntimeError(f"{name} must hold {len(weights)} states, got {state.size(0)}")
     layer_h, layer_c, h_n, c_n = [], [], [], []
     for layer in range(layers):
         own = slice(layer * directions, (layer + 1) * directions)

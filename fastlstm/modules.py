@@ -132,13 +132,15 @@ class LSTM(nn.RNNBase):
         self, input: Tensor, hx: tuple[Tensor, Tensor] | None, weight: Tensor, embedding: Tensor | None
     ) -> bool:
         """Raise what ``torch.nn.LSTM`` raises for the same call; return whether there is a batch."""
-        feature_dims = 1 if input.is_floating_point() else 0
+        feature_dims = 1 if input.is_floating_point() or input.is_complex() else 0
         dim = input.dim() - feature_dims
         if dim not in (1, 2):
             low, high = 1 + feature_dims, 2 + feature_dims
             raise ValueError(f"LSTM: Expected input to be {low}D or {high}D, got {input.dim()}D instead")
         is_batched = dim == 2
         if hx is not None:
+            if isinstance(hx, (tuple, list)) and len(hx) != 2:
+                raise RuntimeError(f"lstm expects two hidden states, got {len(hx)}")
             want = 3 if is_batched else 2
             if hx[0].dim() != want or hx[1].dim() != want:
                 kind = "batched 3-D" if is_batched else "unbatched 2-D"

@@ -1,6 +1,7 @@
 // exp, sigmoid and tanh on a lane type V, and their derivatives from the activated value.
 //
-// V is any type of cpu/simd.h (or a plain CUDA scalar): arithmetic operators, fma, min, max, round_nearest, pow2, divide.
+// V is any type of cpu/simd.h (or a plain CUDA scalar): arithmetic operators, fma, min, max, abs,
+// select_negative, round_nearest, pow2, divide.
 // All three share one core: with t = n ln2 + r, |r| <= ln2 / 2, expm1(r) = r + r^2 q(r), and e^t = 2^n + 2^n expm1(r).
 // The coefficients of q interpolate (e^r - 1 - r) / r^2 at Chebyshev nodes of [-ln2/2, ln2/2], fitted in 60-digit arithmetic.
 // Error over all fp32 values: at most 4 ULP, tested exhaustively (tests/test_activations.py).
@@ -76,15 +77,20 @@ FASTLSTM_INLINE V clamp(V x, typename V::scalar bound) {
 template <class V>
 FASTLSTM_INLINE V exp(V x) {
   const ExpParts<V> e = exp_parts(clamp(x, ExpConstants<typename V::scalar>::kMaxExponent));
-  return fma(e.scale, e.expm1_r, e.scale);
+  return (e.expm1_r + V::broadcast(1)) * e.scale;
 }
 
-// 1 / (1 + e^-x). Keeps its relative accuracy for negative x down to -kMaxExponent, where it is about 2^-125 in fp32.
+// 1 / (1 + e^-x) through e^-|x|: for x > 0 as 1 - e / (1 + e), so that values near 1 are correctly rounded. Backward needs
+// 1 - sigmoid(x), where the one more ULP of a plain 1 / (1 + e) doubled the error of the gradients of saturated gates.
+// Keeps its relative accuracy for negative x down to -kMaxExponent, where it is about 2^-125 in fp32.
 template <class V>
 FASTLSTM_INLINE V sigmoid(V x) {
   const V one = V::broadcast(1);
-  const ExpParts<V> e = exp_parts(clamp(-x, ExpConstants<typename V::scalar>::kMaxExponent));
-  return divide(one, fma(e.scale, e.expm1_r, e.scale) + one);
+  const V t = max(V::broadcast(-ExpConstants<typename V::scalar>::kMaxExponent), -abs(x));
+  const ExpParts<V> parts = exp_parts(t);
+  const V e = (parts.expm1_r + one) * parts.scale;
+  const V complement = divide(e, e + one);
+  return select_negative(x, complement, one - complement);
 }
 
 // (e^2x - 1) / (e^2x + 1) through expm1, so that nothing cancels near 0; never exceeds 1 in magnitude.

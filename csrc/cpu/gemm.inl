@@ -15,6 +15,8 @@ FASTLSTM_ISA_LOCAL_BEGIN
 
 constexpr int64_t kBlockPanels = 16;  // panels of B that weight_grad packs at a time
 
+constexpr int64_t kShortSum = 16;     // terms of the first level of a bias gradient
+
 template <class V>
 struct Panels {
   int64_t vectors, count;
@@ -182,23 +184,28 @@ void packed_matmul(const PackedMatmul<typename V::scalar>& p, int thread, int th
 // d[k][m0 + r] -> out[tile][k][rows of the tile], and the column sums. Whole vectors are copied, each over the excess of the
 // one before; out has kLanes scalars to spare.
 template <class V>
-void pack_columns(const WeightGrad<typename V::scalar>& p, int64_t k0, int64_t K, int64_t m0, int64_t M, bool sum_columns,
+void pack_columns(const WeightGrad<typename V::scalar>& p, int64_t k_begin, int64_t K, int64_t m0, int64_t M, bool sum_columns,
                   bool accumulate, typename V::scalar* out) {
   using S = typename V::scalar;
   const int64_t tiles = ceil_div(M, V::kMaxRows);
   const S* rows[kBlockK<S>];
-  RowCursor<const S> cursor(p.d, k0);
+  RowCursor<const S> cursor(p.d, k_begin);
   for (int64_t k = 0; k < K; ++k) rows[k] = cursor.next() + m0;
   for (int64_t tile = 0; tile < tiles; ++tile) {
     const int64_t m = part(0, M, tile, tiles);
     const int width = static_cast<int>(part(0, M, tile + 1, tiles) - m);
     const bool whole = m0 + m + V::kLanes <= p.M;
     S* tile_out = out + m * K;
+    // In two levels, against the rounding error of one long sum.
     V sum = V::broadcast(0);
-    for (int64_t k = 0; k < K; ++k) {
-      const V d = whole ? V::load(rows[k] + m) : V::load(rows[k] + m, width);
-      d.store(tile_out + k * width);
-      sum = sum + d;
+    for (int64_t k0 = 0; k0 < K; k0 += kShortSum) {
+      V short_sum = V::broadcast(0);
+      for (int64_t k = k0; k < K && k < k0 + kShortSum; ++k) {
+        const V d = whole ? V::load(rows[k] + m) : V::load(rows[k] + m, width);
+        d.store(tile_out + k * width);
+        short_sum = short_sum + d;
+      }
+      sum = sum + short_sum;
     }
     if (sum_columns) {
       S sums[V::kLanes];

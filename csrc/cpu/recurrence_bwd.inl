@@ -31,22 +31,17 @@ __attribute__((noinline)) void bwd_tile(const BwdStep<typename V::scalar>& step,
                                         int64_t j0) {
   constexpr int G = Cell<V>::kGates;
   V dh[MR][NV];
-  if (first_block) {
-    clear(dh);
-  } else {
-    load_tile(dh, partial);
-  }
+  clear(dh);
   multiply_rows(step.dgates_next, w_hh_packed, K, dh);
-  if (!last_block) {
-    store_tile(dh, partial);
-    return;
-  }
+  if (!first_block || !last_block) add_tile(dh, partial, first_block);
+  if (!last_block) return;
 #pragma GCC unroll 8
   for (int r = 0; r < MR; ++r) {
 #pragma GCC unroll 8
     for (int v = 0; v < NV; ++v) {
       const int64_t j = j0 + v * V::kLanes;
       const int units = H - j < V::kLanes ? static_cast<int>(H - j) : V::kLanes;
+      if (!first_block) dh[r][v] = V::load(partial + (r * NV + v) * V::kLanes);
       if (step.dy[r]) dh[r][v] = dh[r][v] + V::load(step.dy[r] + j, units);
       if (step.dh_n[r]) dh[r][v] = dh[r][v] + V::load(step.dh_n[r] + j, units);
       V gates[G], dgates[G];

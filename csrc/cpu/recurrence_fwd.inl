@@ -27,25 +27,20 @@ __attribute__((noinline)) void fwd_tile(const FwdStep<typename V::scalar>& step,
                                         bool first_block, bool last_block, int64_t H, int64_t j, int units) {
   constexpr int G = Cell<V>::kGates;
   V hgates[MR][G];
-  if (first_block) {
-#pragma GCC unroll 8
-    for (int r = 0; r < MR; ++r) {
-#pragma GCC unroll 8
-      for (int g = 0; g < G; ++g) hgates[r][g] = V::load(bias_packed + g * V::kLanes);
-    }
-  } else {
-    load_tile(hgates, partial);
-  }
+  clear(hgates);
   multiply_rows(step.h_prev, w_hh_packed, K, hgates);
-  if (!last_block) {
-    store_tile(hgates, partial);
-    return;
-  }
+  if (!first_block || !last_block) add_tile(hgates, partial, first_block);
+  if (!last_block) return;
 #pragma GCC unroll 8
   for (int r = 0; r < MR; ++r) {
     V igates[G], gates[G];
 #pragma GCC unroll 8
     for (int g = 0; g < G; ++g) igates[g] = V::load(step.igates[r] + g * H + j, units);
+#pragma GCC unroll 8
+    for (int g = 0; g < G; ++g) {
+      const V sum = first_block ? hgates[r][g] : V::load(partial + (r * G + g) * V::kLanes);
+      hgates[r][g] = sum + V::load(bias_packed + g * V::kLanes);
+    }
     V c = V::load(step.c_prev[r] + j, units);
     const V h = Cell<V>::fwd(igates, hgates[r], gates, c);
     if (step.gates[r]) {

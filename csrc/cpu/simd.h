@@ -2,8 +2,8 @@
 //
 // Every V offers: scalar, kLanes, kMaxRows (rows of the register tile: kMaxRows * 4 accumulators + 4 weights + 1 broadcast
 // must fit the register file), load / store of kLanes or of the first n lanes, broadcast, + - *, fma(a, b, c) = a * b + c,
-// fnma(a, b, c) = c - a * b, min / max (second argument wins when either is NaN), round_nearest, pow2(n) for integral n with
-// 2^n normal, divide(a, b) for normal finite b, prefetch.
+// fnma(a, b, c) = c - a * b, min / max (second argument wins when either is NaN), abs, select_negative(x, a, b) = a where the
+// sign of x is set, else b, round_nearest, pow2(n) for integral n with 2^n normal, divide(a, b) for normal finite b, prefetch.
 #pragma once
 
 #include <stdint.h>
@@ -46,6 +46,12 @@ template <class S>
 FASTLSTM_INLINE Scalar<S> min(Scalar<S> a, Scalar<S> b) { return {a.v < b.v ? a.v : b.v}; }
 template <class S>
 FASTLSTM_INLINE Scalar<S> max(Scalar<S> a, Scalar<S> b) { return {a.v > b.v ? a.v : b.v}; }
+template <class S>
+FASTLSTM_INLINE Scalar<S> abs(Scalar<S> a) { return {__builtin_fabs(a.v)}; }
+template <>
+FASTLSTM_INLINE Scalar<float> abs(Scalar<float> a) { return {__builtin_fabsf(a.v)}; }
+template <class S>
+FASTLSTM_INLINE Scalar<S> select_negative(Scalar<S> x, Scalar<S> a, Scalar<S> b) { return __builtin_signbit(x.v) ? a : b; }
 template <class S>
 FASTLSTM_INLINE Scalar<S> divide(Scalar<S> a, Scalar<S> b) { return {a.v / b.v}; }
 
@@ -103,6 +109,8 @@ FASTLSTM_INLINE F32x8 fma(F32x8 a, F32x8 b, F32x8 c) { return {_mm256_fmadd_ps(a
 FASTLSTM_INLINE F32x8 fnma(F32x8 a, F32x8 b, F32x8 c) { return {_mm256_fnmadd_ps(a.v, b.v, c.v)}; }
 FASTLSTM_INLINE F32x8 min(F32x8 a, F32x8 b) { return {_mm256_min_ps(a.v, b.v)}; }
 FASTLSTM_INLINE F32x8 max(F32x8 a, F32x8 b) { return {_mm256_max_ps(a.v, b.v)}; }
+FASTLSTM_INLINE F32x8 abs(F32x8 a) { return {_mm256_andnot_ps(_mm256_set1_ps(-0.0), a.v)}; }
+FASTLSTM_INLINE F32x8 select_negative(F32x8 x, F32x8 a, F32x8 b) { return {_mm256_blendv_ps(b.v, a.v, x.v)}; }
 FASTLSTM_INLINE F32x8 divide(F32x8 a, F32x8 b) { return {_mm256_div_ps(a.v, b.v)}; }
 FASTLSTM_INLINE F32x8 round_nearest(F32x8 x) { return {_mm256_round_ps(x.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)}; }
 FASTLSTM_INLINE F32x8 pow2(F32x8 n) {
@@ -132,6 +140,8 @@ FASTLSTM_INLINE F64x4 fma(F64x4 a, F64x4 b, F64x4 c) { return {_mm256_fmadd_pd(a
 FASTLSTM_INLINE F64x4 fnma(F64x4 a, F64x4 b, F64x4 c) { return {_mm256_fnmadd_pd(a.v, b.v, c.v)}; }
 FASTLSTM_INLINE F64x4 min(F64x4 a, F64x4 b) { return {_mm256_min_pd(a.v, b.v)}; }
 FASTLSTM_INLINE F64x4 max(F64x4 a, F64x4 b) { return {_mm256_max_pd(a.v, b.v)}; }
+FASTLSTM_INLINE F64x4 abs(F64x4 a) { return {_mm256_andnot_pd(_mm256_set1_pd(-0.0), a.v)}; }
+FASTLSTM_INLINE F64x4 select_negative(F64x4 x, F64x4 a, F64x4 b) { return {_mm256_blendv_pd(b.v, a.v, x.v)}; }
 FASTLSTM_INLINE F64x4 divide(F64x4 a, F64x4 b) { return {_mm256_div_pd(a.v, b.v)}; }
 FASTLSTM_INLINE F64x4 round_nearest(F64x4 x) { return {_mm256_round_pd(x.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)}; }
 FASTLSTM_INLINE F64x4 pow2(F64x4 n) {
@@ -163,6 +173,10 @@ FASTLSTM_INLINE F32x16 fma(F32x16 a, F32x16 b, F32x16 c) { return {_mm512_fmadd_
 FASTLSTM_INLINE F32x16 fnma(F32x16 a, F32x16 b, F32x16 c) { return {_mm512_fnmadd_ps(a.v, b.v, c.v)}; }
 FASTLSTM_INLINE F32x16 min(F32x16 a, F32x16 b) { return {_mm512_min_ps(a.v, b.v)}; }
 FASTLSTM_INLINE F32x16 max(F32x16 a, F32x16 b) { return {_mm512_max_ps(a.v, b.v)}; }
+FASTLSTM_INLINE F32x16 abs(F32x16 a) { return {_mm512_andnot_ps(_mm512_set1_ps(-0.0f), a.v)}; }
+FASTLSTM_INLINE F32x16 select_negative(F32x16 x, F32x16 a, F32x16 b) {
+  return {_mm512_mask_blend_ps(_mm512_movepi32_mask(_mm512_castps_si512(x.v)), b.v, a.v)};
+}
 // A 14-bit reciprocal and one correction of the quotient: 2^-28 before the last rounding, and no 512-bit division.
 FASTLSTM_INLINE F32x16 divide(F32x16 a, F32x16 b) {
   const F32x16 r{_mm512_rcp14_ps(b.v)};
@@ -192,6 +206,10 @@ FASTLSTM_INLINE F64x8 fma(F64x8 a, F64x8 b, F64x8 c) { return {_mm512_fmadd_pd(a
 FASTLSTM_INLINE F64x8 fnma(F64x8 a, F64x8 b, F64x8 c) { return {_mm512_fnmadd_pd(a.v, b.v, c.v)}; }
 FASTLSTM_INLINE F64x8 min(F64x8 a, F64x8 b) { return {_mm512_min_pd(a.v, b.v)}; }
 FASTLSTM_INLINE F64x8 max(F64x8 a, F64x8 b) { return {_mm512_max_pd(a.v, b.v)}; }
+FASTLSTM_INLINE F64x8 abs(F64x8 a) { return {_mm512_andnot_pd(_mm512_set1_pd(-0.0), a.v)}; }
+FASTLSTM_INLINE F64x8 select_negative(F64x8 x, F64x8 a, F64x8 b) {
+  return {_mm512_mask_blend_pd(_mm512_movepi64_mask(_mm512_castpd_si512(x.v)), b.v, a.v)};
+}
 FASTLSTM_INLINE F64x8 divide(F64x8 a, F64x8 b) { return {_mm512_div_pd(a.v, b.v)}; }
 FASTLSTM_INLINE F64x8 round_nearest(F64x8 x) { return {_mm512_roundscale_pd(x.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)}; }
 FASTLSTM_INLINE F64x8 pow2(F64x8 n) { return {_mm512_scalef_pd(_mm512_set1_pd(1.0), n.v)}; }

@@ -90,21 +90,17 @@ FASTLSTM_INLINE void clear(V (&acc)[MR][NV]) {
   }
 }
 
-// Accumulators between two blocks of K.
+// partial (+)= acc, between two blocks of K. Each block is summed from zero: the rounding error of a product then grows with
+// the length of a block and the number of blocks, not with K, as in a blocked matrix product.
 template <class V, int MR, int NV>
-FASTLSTM_INLINE void load_tile(V (&acc)[MR][NV], const typename V::scalar* partial) {
+FASTLSTM_INLINE void add_tile(const V (&acc)[MR][NV], typename V::scalar* partial, bool first_block) {
 #pragma GCC unroll 8
   for (int r = 0; r < MR; ++r) {
 #pragma GCC unroll 8
-    for (int v = 0; v < NV; ++v) acc[r][v] = V::load(partial + (r * NV + v) * V::kLanes);
-  }
-}
-template <class V, int MR, int NV>
-FASTLSTM_INLINE void store_tile(const V (&acc)[MR][NV], typename V::scalar* partial) {
-#pragma GCC unroll 8
-  for (int r = 0; r < MR; ++r) {
-#pragma GCC unroll 8
-    for (int v = 0; v < NV; ++v) acc[r][v].store(partial + (r * NV + v) * V::kLanes);
+    for (int v = 0; v < NV; ++v) {
+      typename V::scalar* p = partial + (r * NV + v) * V::kLanes;
+      (first_block ? acc[r][v] : V::load(p) + acc[r][v]).store(p);
+    }
   }
 }
 

@@ -1,0 +1,1 @@
+"""Programs built on fastlstm, meant to be copied. Each runs as ``python -m examples.<name>``."""

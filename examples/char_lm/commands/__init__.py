@@ -1,0 +1,1 @@
+"""The commands of the program, a module each, with one function ``run(options) -> exit code``."""

@@ -1,0 +1,250 @@
+"""``train``: a new run, or more of one."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import os
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...common.errors import UserError
+from ...common.interrupt import StopRequest
+from ...common.machine import set_up_machine
+from .. import checkpoint as checkpoints
+from ..cli import given_settings
+from ..compare import compare_backends
+from ..config import BUDGETS, FIXED_ON_RESUME, Config
+from ..data import Corpus, TrainingStreams, Vocabulary, fit_streams, load_corpus, split
+from ..evaluate import evaluate
+from ..model import CharLM
+from ..ngram import Baseline, ngram_baseline
+from ..report import nats_and_bits, write_metrics, write_plot
+from ..trainer import Trainer
+
+RUNS = Path("runs/char_lm")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Trains. Whatever can be wrong is found before the first file is written."""
+    _require_packages()
+    with StopRequest() as stop:
+        if options.resume:
+            config, stored = _resumed(options)
+            out = options.resume
+        else:
+            config, stored = Config(**given_settings(options)), None
+            out = options.out
+            _refuse_used(out, options.overwrite)
+        device = set_up_machine(config.device, config.threads)
+        corpus = load_corpus(config)
+        if stored and stored["facts"]["corpus"]["sha256"] != corpus.sha256:
+            raise UserError(f"the text of {out} has changed: now {corpus.describe()}")
+        vocabulary = Vocabulary.of(corpus.data)
+        train_ids, val_ids = split(vocabulary.encode(corpus.data), config.val_fraction)
+        batch, seq = fit_streams(len(train_ids), config.batch, config.seq)
+        streams = TrainingStreams(train_ids, batch, seq, reset=config.reset, seed=config.seed)
+        torch.manual_seed(config.seed)
+        model = CharLM(len(vocabulary), config).to(device)
+        trainer = Trainer(config, model, vocabulary, streams, val_ids)
+        if stored:
+            _restore(trainer, stored, out)
+        trainer.facts = {
+            **_facts(corpus, trainer),
+            "baseline": stored["facts"]["baseline"] if stored else None,
+        }
+
+        _print_header(corpus, trainer)
+        if options.compare:
+            print(f"speed       {compare_backends(config, len(vocabulary), streams, device)}")
+        if not stored:
+            trainer.facts["baseline"] = _baseline(config, vocabulary, train_ids, val_ids)
+            out = _claim(out)
+        _print_baseline(trainer)
+        trainer.run(out, lambda: stop)
+        _finish(trainer, out, interrupted=bool(stop))
+    return 0
+
+
+def _require_packages() -> None:
+    for package in ("tqdm", "matplotlib"):
+        if find_spec(package) is None:
+            raise UserError(f"training needs {package}: pip install tqdm matplotlib")
+
+
+def _resumed(options: argparse.Namespace) -> tuple[Config, dict[str, Any]]:
+    """The settings to go on with and the checkpoint; UserError if they would make another run."""
+    path = options.resume / checkpoints.LAST
+    if options.overwrite:
+        raise UserError("--resume goes on with a run, --overwrite starts one: give only one")
+    if options.out and options.out.absolute() != options.resume.absolute():
+        raise UserError("--resume goes on in the run's own directory; leave out --out")
+    stored = checkpoints.read(path)
+    old = checkpoints.config_of(stored, path)
+    if "optimizer" not in stored:
+        raise UserError(f"{path} holds weights only; it cannot be resumed")
+    given = given_settings(options)
+    for name in FIXED_ON_RESUME:
+        if name in given and given[name] != getattr(old, name):
+            raise UserError(
+                f"--{name.replace('_', '-')} {given[name]} cannot be changed on --resume: "
+                f"the run has {getattr(old, name)}; start a new run in another --out"
+            )
+    if not given.keys().isdisjoint(BUDGETS):
+        given = {**dict.fromkeys(BUDGETS), **given}
+    return dataclasses.replace(old, **given), stored
+
+
+def _restore(trainer: Trainer, stored: dict[str, Any], out: Path) -> None:
+    """Puts ``trainer`` where the checkpoint was saved; UserError if no steps are left."""
+    checkpoints.load_weights(trainer.model, stored, out / checkpoints.LAST)
+    old_budget = {name: stored["config"][name] for name in BUDGETS}
+    new_budget = {name: getattr(trainer.config, name) for name in BUDGETS}
+    trainer.restore(stored, new_budget=old_budget != new_budget)
+    if trainer.finished:
+        record = trainer.record
+        raise UserError(
+            f"the run in {out} is finished ({record.step} steps, {record.seconds / 60:.1f} min); "
+            "give a larger --minutes, --epochs or --steps to go on"
+        )
+
+
+def _refuse_used(out: Path | None, overwrite: bool) -> None:
+    """UserError if ``out`` cannot be a run's directory, or is one already."""
+    if out is None:
+        return
+    path = out.absolute()
+    base = next(folder for folder in (path, *path.parents) if folder.exists())
+    if not base.is_dir():
+        raise UserError(f"cannot write to --out {out}: {base} is not a directory")
+    if not os.access(base, os.W_OK | os.X_OK):
+        raise UserError(f"cannot write to --out {out}: no permission in {base}")
+    if not overwrite and any((out / name).exists() for name in checkpoints.RUN_FILES):
+        raise UserError(f"{out} holds a run: --resume {out} continues, --overwrite replaces it")
+
+
+def _claim(out: Path | None) -> Path:
+    """Makes the directory of a new run: ``out`` without an old run in it, or the next free one."""
+    try:
+        if out is not None:
+            out.mkdir(parents=True, exist_ok=True)
+            for name in checkpoints.RUN_FILES:
+                (out / name).unlink(missing_ok=True)
+            return out
+        RUNS.mkdir(parents=True, exist_ok=True)
+        taken = [int(path.name) for path in RUNS.iterdir() if path.name.isdecimal()]
+        out = RUNS / f"{max(taken, default=0) + 1:03d}"
+        out.mkdir()
+        return out
+    except OSError as error:
+        raise UserError(f"cannot write to {out or RUNS}: {error.strerror}") from error
+
+
+def _facts(corpus: Corpus, trainer: Trainer) -> dict[str, Any]:
+    """What metrics.json and the checkpoint say about the run beside its settings."""
+    return {
+        "corpus": {
+            "name": corpus.name,
+            "length": len(corpus.data),
+            "sha256": corpus.sha256,
+            "train": len(trainer.streams.ids),
+            "validation": len(trainer.val),
+            "vocabulary": len(trainer.vocabulary),
+            "python": sys.version.split()[0],
+        },
+        "parameters": sum(parameter.numel() for parameter in trainer.model.parameters()),
+        "batch": trainer.streams.batch,
+        "seq": trainer.streams.seq,
+        "steps_per_epoch": trainer.streams.steps_per_epoch,
+    }
+
+
+def _baseline(
+    config: Config, vocabulary: Vocabulary, train_ids: Tensor, val_ids: Tensor
+) -> dict[str, Any] | None:
+    """n-grams of the characters just before the validation text, scored on at most a quarter as
+    many of it: a few seconds at the default."""
+    if not config.ngram_chars:
+        return None
+    counted = train_ids[-config.ngram_chars :].numpy()
+    scored = val_ids[: max(1, config.ngram_chars // 4)].numpy()
+    return ngram_baseline(counted, scored, len(vocabulary)).to_dict()
+
+
+def _print_header(corpus: Corpus, trainer: Trainer) -> None:
+    config, streams, facts = trainer.config, trainer.streams, trainer.facts
+    kind = "byte values" if config.bytes else "different characters in both"
+    inputs = f"embedding {config.embedding}" if config.embedding else "one-hot input"
+    threads = f", {torch.get_num_threads()} threads" if trainer.device.type == "cpu" else ""
+    shrunk = ""
+    if (streams.batch, streams.seq) != (config.batch, config.seq):
+        shrunk = f" (not {config.batch} x {config.seq}: the text is short)"
+    budget = f"{(config.time_budget or 0) / 60:g} min"
+    if config.time_budget is None:
+        budget = f"{config.steps} steps" if config.steps else f"{config.epochs:g} epochs"
+    print(f"text        {corpus.describe()}")
+    print(
+        f"split       {facts['corpus']['train']:,} to train on, the last "
+        f"{facts['corpus']['validation']:,} to validate; {len(trainer.vocabulary)} {kind}"
+    )
+    print(
+        f"model       LSTM {config.layers} x {config.hidden}, {inputs}, "
+        f"{facts['parameters']:,} parameters; {config.backend} on {trainer.device}{threads}"
+    )
+    print(
+        f"training    {streams.batch} streams x {streams.seq} characters a step{shrunk}, "
+        f"{config.optimizer} {config.learning_rate:g} {config.schedule}, {budget}"
+    )
+    if trainer.record.step:
+        print(f"resumed     after step {trainer.record.step}")
+
+
+def _print_baseline(trainer: Trainer) -> None:
+    baseline = Baseline.from_dict(trainer.facts["baseline"])
+    if baseline:
+        print(f"baselines   {baseline.describe()}", flush=True)
+
+
+def _finish(trainer: Trainer, out: Path, *, interrupted: bool) -> None:
+    """Scores the run, writes its files, and says what to do next."""
+    record, config = trainer.record, trainer.config
+    # After Ctrl-C somebody waits for the prompt: the slice is enough.
+    limit = config.eval_chars if interrupted else None
+    last_nats, chars = evaluate(trainer.model, trainer.val, limit)
+    nats, step = last_nats, record.step
+    best = out / checkpoints.BEST
+    if record.best_step != record.step:
+        nats, _ = evaluate(_load_best(best, trainer), trainer.val, limit)
+        step = record.best_step
+    write_metrics(
+        out / "metrics.json",
+        config=config,
+        record=record,
+        facts=trainer.facts,
+        validation={"nats": nats, "chars": chars, "step": step, "last_nats": last_nats},
+    )
+    baseline = Baseline.from_dict(trainer.facts["baseline"])
+    write_plot(out / "loss.png", record, baseline, trainer.facts["corpus"]["name"])
+
+    part = "a slice of the validation text" if interrupted else "the validation text"
+    weights = "" if step == record.step else f", weights of step {step}"
+    print(
+        f"{'interrupted' if interrupted else 'done':11} {record.step} steps, "
+        f"{record.seconds:.1f} s, {record.chars_per_second:,.0f} characters per second"
+    )
+    print(f"validation  {nats_and_bits(nats)} on {part} ({chars:,} characters{weights})")
+    _print_baseline(trainer)
+    print(f"files       {out}: {', '.join(checkpoints.RUN_FILES)}")
+    more = "" if not record.finished else " --minutes 5"
+    print(f"next        python -m examples.char_lm sample {out}")
+    print(f"            python -m examples.char_lm train --resume {out}{more}")
+
+
+def _load_best(path: Path, trainer: Trainer) -> CharLM:
+    backend = trainer.config.backend
+    return checkpoints.load_model(path, backend=backend, device=trainer.device)[0]

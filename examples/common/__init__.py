@@ -1,0 +1,1 @@
+"""Small parts the example programs share."""

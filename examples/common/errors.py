@@ -1,0 +1,33 @@
+"""Mistakes of the user: one clear line on stderr and exit code 2."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+
+
+class UserError(Exception):
+    """Something the user can put right: a missing file, a wrong option. The message is one line."""
+
+
+class TrainingError(Exception):
+    """Training cannot go on: a NaN, a loss that exploded. The message is one line of advice."""
+
+
+def run_program(program: Callable[[], int]) -> int:
+    """Runs ``program`` and turns the errors above into one line on stderr.
+
+    Returns the exit code: that of ``program``, 2 for a UserError, 1 for a TrainingError,
+    130 when interrupted before the program took over Ctrl-C.
+    """
+    try:
+        return program()
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except TrainingError as error:
+        print(f"stopped: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
