@@ -16,12 +16,16 @@ def pytest_report_header() -> str:
 
 @pytest.fixture(autouse=True)
 def restore_global_state():
-    """Seed every test alike and undo what it did to torch's process-wide switches."""
-    threads = torch.get_num_threads()
+    """Seed every test alike and undo what it did to torch's process-wide switches.
+
+    One thread, unless a test asks for more: on a busy machine torch's own threads wait for each
+    other most of the time when tensors are as small as these.
+    """
     dtype = torch.get_default_dtype()
+    torch.set_num_threads(1)
     torch.manual_seed(0)
     yield
-    torch.set_num_threads(threads)
+    torch.set_num_threads(1)
     torch.set_default_dtype(dtype)
     torch.use_deterministic_algorithms(False)
     torch.set_flush_denormal(False)

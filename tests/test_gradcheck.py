@@ -8,13 +8,6 @@ from torch.autograd import gradcheck, gradgradcheck
 
 import fastlstm
 
-
-@pytest.fixture(autouse=True)
-def one_thread(restore_global_state) -> None:
-    """Thousands of tiny calls: a second thread would only be waited for."""
-    torch.set_num_threads(1)
-
-
 TINY = (
     Case(3, 2, 2, 3),
     Case(2, 2, 2, 1, bias=False, state=False),

@@ -93,12 +93,18 @@ FASTLSTM_INLINE V sigmoid(V x) {
   return select_negative(x, complement, one - complement);
 }
 
-// (e^2x - 1) / (e^2x + 1) through expm1, so that nothing cancels near 0; never exceeds 1 in magnitude.
+// Of |x|, with the sign of x. With d = e^2|x| + 1 it is expm1(2|x|) / d for small |x|, where nothing cancels, and 1 - 2 / d
+// for large, where values near 1 are then correctly rounded: backward needs 1 - tanh(x)^2.
 template <class V>
 FASTLSTM_INLINE V tanh(V x) {
-  const ExpParts<V> e = exp_parts(clamp(x + x, ExpConstants<typename V::scalar>::kTanhSaturates));
-  const V expm1 = fma(e.scale, e.expm1_r, e.scale - V::broadcast(1));
-  return divide(expm1, expm1 + V::broadcast(2));
+  using S = typename V::scalar;
+  const V a = abs(x), one = V::broadcast(1), two = V::broadcast(2);
+  const ExpParts<V> parts = exp_parts(min(V::broadcast(ExpConstants<S>::kTanhSaturates), a + a));
+  const V expm1 = fma(parts.scale, parts.expm1_r, parts.scale - one);
+  const V small_minus_a = V::broadcast(S(0.5)) - a;
+  const V quotient = divide(select_negative(small_minus_a, two, expm1), expm1 + two);
+  const V y = select_negative(small_minus_a, one - quotient, quotient);
+  return select_negative(x, -y, y);
 }
 
 template <class V>
