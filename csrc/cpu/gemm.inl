@@ -53,9 +53,8 @@ template <class V, int MR, int NV>
 __attribute__((noinline)) void rows_tile(const typename V::scalar* const* a, const typename V::scalar* b, int64_t K,
                                          typename V::scalar* const* c, int64_t column, int64_t columns, bool accumulate) {
   V acc[MR][NV];
-  clear(acc);
   prefetch_rows<V, MR, NV>(c, column);
-  multiply_rows(a, b, K, acc);
+  multiply(RowsOfA<typename V::scalar, MR>(a), b, K, acc);
   add_to_rows(acc, c, column, columns, accumulate);
 }
 
@@ -63,9 +62,8 @@ template <class V, int MR, int NV>
 __attribute__((noinline)) void packed_tile(const typename V::scalar* a, const typename V::scalar* b, int64_t K,
                                            typename V::scalar* const* c, int64_t column, int64_t columns, bool accumulate) {
   V acc[MR][NV];
-  clear(acc);
   prefetch_rows<V, MR, NV>(c, column);
-  multiply_packed(a, b, K, acc);
+  multiply(PackedA<typename V::scalar, MR>(a), b, K, acc);
   add_to_rows(acc, c, column, columns, accumulate);
 }
 

@@ -31,8 +31,7 @@ __attribute__((noinline)) void bwd_tile(const BwdStep<typename V::scalar>& step,
                                         int64_t j0) {
   constexpr int G = Cell<V>::kGates;
   V dh[MR][NV];
-  clear(dh);
-  multiply_rows(step.dgates_next, w_hh_packed, K, dh);
+  multiply(RowsOfA<typename V::scalar, MR>(step.dgates_next), w_hh_packed, K, dh);
   if (!first_block || !last_block) add_tile(dh, partial, first_block);
   if (!last_block) return;
 #pragma GCC unroll 8

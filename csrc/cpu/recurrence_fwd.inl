@@ -27,8 +27,7 @@ __attribute__((noinline)) void fwd_tile(const FwdStep<typename V::scalar>& step,
                                         bool first_block, bool last_block, int64_t H, int64_t j, int units) {
   constexpr int G = Cell<V>::kGates;
   V hgates[MR][G];
-  clear(hgates);
-  multiply_rows(step.h_prev, w_hh_packed, K, hgates);
+  multiply(RowsOfA<typename V::scalar, MR>(step.h_prev), w_hh_packed, K, hgates);
   if (!first_block || !last_block) add_tile(hgates, partial, first_block);
   if (!last_block) return;
 #pragma GCC unroll 8

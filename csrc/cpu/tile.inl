@@ -39,47 +39,23 @@ class RowCursor {
   S* line_;
 };
 
-// acc[r][v] += sum_k a_r[k] * b[k][v], a_r in memory as it is.
-template <class V, int MR, int NV>
-FASTLSTM_INLINE void multiply_rows(const typename V::scalar* const* a, const typename V::scalar* b, int64_t K,
-                                   V (&acc)[MR][NV]) {
-  const typename V::scalar* rows[MR];
+// Where a tile finds its rows of A: row r in memory as it is,
+template <class S, int MR>
+struct RowsOfA {
+  const S* row[MR];
+  explicit FASTLSTM_INLINE RowsOfA(const S* const* rows) {
 #pragma GCC unroll 8
-  for (int r = 0; r < MR; ++r) rows[r] = a[r];
-  for (int64_t k = 0; k < K; ++k) {
-    V w[NV];
-#pragma GCC unroll 8
-    for (int v = 0; v < NV; ++v) {
-      w[v] = V::load(b + (k * NV + v) * V::kLanes);
-      prefetch(b + ((k + kPrefetchDistance) * NV + v) * V::kLanes);
-    }
-#pragma GCC unroll 8
-    for (int r = 0; r < MR; ++r) {
-      const V x = V::broadcast(rows[r][k]);
-#pragma GCC unroll 8
-      for (int v = 0; v < NV; ++v) acc[r][v] = fma(x, w[v], acc[r][v]);
-    }
+    for (int r = 0; r < MR; ++r) row[r] = rows[r];
   }
-}
-
-// The same with a packed as [K][MR].
-template <class V, int MR, int NV>
-FASTLSTM_INLINE void multiply_packed(const typename V::scalar* a, const typename V::scalar* b, int64_t K, V (&acc)[MR][NV]) {
-  for (int64_t k = 0; k < K; ++k) {
-    V w[NV];
-#pragma GCC unroll 8
-    for (int v = 0; v < NV; ++v) {
-      w[v] = V::load(b + (k * NV + v) * V::kLanes);
-      prefetch(b + ((k + kPrefetchDistance) * NV + v) * V::kLanes);
-    }
-#pragma GCC unroll 8
-    for (int r = 0; r < MR; ++r) {
-      const V x = V::broadcast(a[k * MR + r]);
-#pragma GCC unroll 8
-      for (int v = 0; v < NV; ++v) acc[r][v] = fma(x, w[v], acc[r][v]);
-    }
-  }
-}
+  FASTLSTM_INLINE S at(int r, int64_t k) const { return row[r][k]; }
+};
+// or packed, [K][MR].
+template <class S, int MR>
+struct PackedA {
+  const S* a;
+  explicit FASTLSTM_INLINE PackedA(const S* packed) : a(packed) {}
+  FASTLSTM_INLINE S at(int r, int64_t k) const { return a[k * MR + r]; }
+};
 
 template <class V, int MR, int NV>
 FASTLSTM_INLINE void clear(V (&acc)[MR][NV]) {
@@ -87,6 +63,49 @@ FASTLSTM_INLINE void clear(V (&acc)[MR][NV]) {
   for (int r = 0; r < MR; ++r) {
 #pragma GCC unroll 8
     for (int v = 0; v < NV; ++v) acc[r][v] = V::broadcast(0);
+  }
+}
+
+// Terms that one accumulator sums before it is added to the total. With one chain over all of K the largest error of some
+// gradients was above twice torch's; with chains of 128 the mean error is 0.5 to 0.9 of torch's, for 1 % of the time.
+constexpr int64_t kChain = 128;
+
+// acc[r][v] = sum_k a[r][k] * b[k][v]
+template <class V, int MR, int NV, class A>
+FASTLSTM_INLINE void multiply(const A& a, const typename V::scalar* b, int64_t K, V (&acc)[MR][NV]) {
+  V total[MR][NV];
+  clear(acc);
+  for (int64_t k0 = 0; k0 < K; k0 += kChain) {
+    const int64_t k1 = K - k0 < kChain ? K : k0 + kChain;
+    if (k0 > 0) {
+#pragma GCC unroll 8
+      for (int r = 0; r < MR; ++r) {
+#pragma GCC unroll 8
+        for (int v = 0; v < NV; ++v) total[r][v] = k0 == kChain ? acc[r][v] : total[r][v] + acc[r][v];
+      }
+      clear(acc);
+    }
+    for (int64_t k = k0; k < k1; ++k) {
+      V w[NV];
+#pragma GCC unroll 8
+      for (int v = 0; v < NV; ++v) {
+        w[v] = V::load(b + (k * NV + v) * V::kLanes);
+        prefetch(b + ((k + kPrefetchDistance) * NV + v) * V::kLanes);
+      }
+#pragma GCC unroll 8
+      for (int r = 0; r < MR; ++r) {
+        const V x = V::broadcast(a.at(r, k));
+#pragma GCC unroll 8
+        for (int v = 0; v < NV; ++v) acc[r][v] = fma(x, w[v], acc[r][v]);
+      }
+    }
+  }
+  if (K > kChain) {
+#pragma GCC unroll 8
+    for (int r = 0; r < MR; ++r) {
+#pragma GCC unroll 8
+      for (int v = 0; v < NV; ++v) acc[r][v] = total[r][v] + acc[r][v];
+    }
   }
 }
 
