@@ -20,7 +20,10 @@ constexpr int64_t kShortSum = 16;     // terms of the first level of a bias grad
 template <class V>
 struct Panels {
   int64_t vectors, count;
-  explicit FASTLSTM_INLINE Panels(int64_t N) : vectors(ceil_div(N, V::kLanes)), count(ceil_div(vectors, kPanelVectors)) {}
+  // An even number of them where there are several, so that two threads can share them evenly.
+  explicit FASTLSTM_INLINE Panels(int64_t N)
+      : vectors(ceil_div(N, V::kLanes)),
+        count(vectors <= kPanelVectors ? ceil_div(vectors, kPanelVectors) : 2 * ceil_div(vectors, 2 * kPanelVectors)) {}
   FASTLSTM_INLINE int64_t begin(int64_t p) const { return part(0, vectors, p, count); }
 };
 
@@ -77,6 +80,27 @@ FASTLSTM_INLINE void pack_row(const typename V::scalar* row, int64_t valid, int6
   }
 }
 
+// Transposed: lane l of out[k * width] is element k of row l, zero from row `valid` on.
+template <class V>
+void pack_columns_of(const typename V::scalar* rows, int64_t row_stride, int64_t valid, int64_t K, int64_t width,
+                     typename V::scalar* out) {
+  for (int64_t k = 0; k < K; k += V::kLanes) {
+    const int depth = K - k < V::kLanes ? static_cast<int>(K - k) : V::kLanes;
+    V block[V::kLanes];
+#pragma GCC unroll 16
+    for (int l = 0; l < V::kLanes; ++l) {
+      block[l] = l < valid ? V::load(rows + l * row_stride + k, depth) : V::broadcast(0);
+    }
+    transpose(block);
+    if (depth == V::kLanes) {
+#pragma GCC unroll 16
+      for (int i = 0; i < V::kLanes; ++i) block[i].store(out + (k + i) * width);
+    } else {
+      for (int i = 0; i < depth; ++i) block[i].store(out + (k + i) * width);
+    }
+  }
+}
+
 // Columns [n0, n0 + width) of B.
 template <class V>
 void pack_panel(const PackPanels<typename V::scalar>& p, int64_t n0, int64_t width, typename V::scalar* out) {
@@ -86,13 +110,8 @@ void pack_panel(const PackPanels<typename V::scalar>& p, int64_t n0, int64_t wid
     for (int64_t k = 0; k < p.K; ++k) pack_row<V>(p.b + k * p.k_stride + n0, valid, width, out + k * width);
     return;
   }
-  // The columns of B are contiguous: 16 of k at a time, so that each cache line is read once.
-  for (int64_t k = 0; k < p.K; k += 16) {
-    const int64_t depth = p.K - k < 16 ? p.K - k : 16;
-    for (int64_t n = 0; n < width; ++n) {
-      const S* column = p.b + (n0 + n) * p.n_stride + k * p.k_stride;
-      for (int64_t i = 0; i < depth; ++i) out[(k + i) * width + n] = n < valid ? column[i * p.k_stride] : S(0);
-    }
+  for (int64_t n = 0; n < width; n += V::kLanes) {
+    pack_columns_of<V>(p.b + (n0 + n) * p.n_stride, p.n_stride, valid - n, p.K, width, out + n);
   }
 }
 
@@ -114,14 +133,9 @@ void pack_gates(const PackGates<typename V::scalar>& p, int thread, int threads)
     const int64_t units = p.H - j * V::kLanes < V::kLanes ? p.H - j * V::kLanes : V::kLanes;
     S* out = p.w_hh_packed + j * p.H * width;
     S* bias = p.bias_packed + j * width;
-    for (int64_t k = 0; k < p.H; k += 16) {
-      const int64_t depth = p.H - k < 16 ? p.H - k : 16;
-      for (int g = 0; g < p.gates; ++g) {
-        for (int64_t l = 0; l < V::kLanes; ++l) {
-          const S* row = p.w_hh + (g * p.H + j * V::kLanes + l) * p.w_hh_stride + k;
-          for (int64_t i = 0; i < depth; ++i) out[(k + i) * width + g * V::kLanes + l] = l < units ? row[i] : S(0);
-        }
-      }
+    for (int g = 0; g < p.gates; ++g) {
+      pack_columns_of<V>(p.w_hh + (g * p.H + j * V::kLanes) * p.w_hh_stride, p.w_hh_stride, units, p.H, width,
+                         out + g * V::kLanes);
     }
     for (int g = 0; g < p.gates; ++g) {
       for (int64_t l = 0; l < V::kLanes; ++l) {

@@ -8,7 +8,8 @@ namespace fastlstm {
 namespace cpu {
 
 // A matrix B [K, N] as the register tile wants to read it: its columns in panels of 1 to 4 vectors, each panel
-// [K][vectors][lanes] and zero beyond column N. Panel p of P holds vectors [p * V / P, (p + 1) * V / P) of V = ceil(N / lanes).
+// [K][vectors][lanes] and zero beyond column N. Panel p of P holds vectors [p * V / P, (p + 1) * V / P) of V = ceil(N / lanes);
+// P is schedule.h's panel_boundaries.
 template <class S>
 struct PackPanels {
   const S* b;

@@ -8,9 +8,13 @@ namespace {
 
 int64_t part(int64_t n, int64_t i, int64_t parts) { return n * i / parts; }
 
-// A thread with fewer rows than this reads W_hh too often for what it computes: then the hidden units are split instead,
-// at the price of a barrier a step.
-constexpr int64_t kMinRowsPerThread = 12;
+// A thread with fewer rows than this reads W_hh too often for what it computes: then the hidden units are split instead, at
+// the price of a barrier a step. While W_hh stays in the L2 of every core, few rows are enough: N=8, H=200 is 1.14x faster
+// by rows without gradient, 1.08x with; at N=16, H=512 it is 4 % slower.
+int64_t min_rows_per_thread(int64_t hidden_size) {
+  constexpr int64_t kCachedWeights = 200000;  // scalars of W_hh: 800 KB of a 1 MB L2 in fp32
+  return 4 * hidden_size * hidden_size <= kCachedWeights ? 4 : 12;
+}
 
 // Below this many multiply-adds a step and thread the barrier costs more than the second thread brings.
 constexpr int64_t kMinWorkPerThread = 30000;
@@ -20,7 +24,9 @@ constexpr int64_t kMinWorkPerThread = 30000;
 std::vector<int64_t> panel_boundaries(int64_t hidden_size, int lanes) {
   constexpr int64_t kPanelVectors = 4;
   const int64_t vectors = (hidden_size + lanes - 1) / lanes;
-  const int64_t panels = (vectors + kPanelVectors - 1) / kPanelVectors;
+  // An even number of them where there are several, so that two threads can share them evenly.
+  const int64_t pairs = (vectors + 2 * kPanelVectors - 1) / (2 * kPanelVectors);
+  const int64_t panels = vectors <= kPanelVectors ? std::min<int64_t>(vectors, 1) : 2 * pairs;
   std::vector<int64_t> boundaries;
   for (int64_t p = 0; p <= panels; ++p) boundaries.push_back(part(vectors, p, panels));
   return boundaries;
@@ -41,7 +47,7 @@ std::vector<std::vector<Share>> schedule(int64_t batch_size, int64_t hidden_size
     const int64_t threads = std::clamp<int64_t>(work / kMinWorkPerThread, 1, last - first);
 
     // Batch split needs no barrier: as many groups of rows as can be fed, the threads of a group split its hidden units.
-    const int64_t groups = std::clamp<int64_t>(batch_size / kMinRowsPerThread, 1, threads);
+    const int64_t groups = std::clamp<int64_t>(batch_size / min_rows_per_thread(hidden_size), 1, threads);
     for (int64_t g = 0; g < groups; ++g, ++group) {
       const int64_t begin = part(threads, g, groups), end = part(threads, g + 1, groups);
       const int64_t members = std::min(end - begin, panels);

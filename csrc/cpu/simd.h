@@ -216,5 +216,32 @@ FASTLSTM_INLINE F64x8 pow2(F64x8 n) { return {_mm512_scalef_pd(_mm512_set1_pd(1.
 
 #endif  // AVX-512
 
+// Transposes the kLanes x kLanes block in rows: block by block, halves first. 64 shuffles for 16 x 16.
+template <class V>
+FASTLSTM_INLINE void transpose(V (&rows)[V::kLanes]) {
+  if constexpr (V::kLanes > 1) {
+    using S = typename V::scalar;
+    constexpr int L = V::kLanes;
+    typedef S Vector __attribute__((vector_size(L * sizeof(S))));
+    typedef decltype(Vector{} < Vector{}) Index;
+#pragma GCC unroll 8
+    for (int half = L / 2; half > 0; half /= 2) {
+      Index low, high;
+#pragma GCC unroll 16
+      for (int l = 0; l < L; ++l) {
+        low[l] = l & half ? L + l - half : l;
+        high[l] = l & half ? L + l : l + half;
+      }
+#pragma GCC unroll 16
+      for (int i = 0; i < L; ++i) {
+        if (i & half) continue;
+        const Vector a = reinterpret_cast<const Vector&>(rows[i].v), b = reinterpret_cast<const Vector&>(rows[i + half].v);
+        reinterpret_cast<Vector&>(rows[i].v) = __builtin_shuffle(a, b, low);
+        reinterpret_cast<Vector&>(rows[i + half].v) = __builtin_shuffle(a, b, high);
+      }
+    }
+  }
+}
+
 FASTLSTM_ISA_LOCAL_END
 }  // namespace fastlstm
