@@ -305,7 +305,7 @@ def assert_parity(
         change: applied to the values before all solvers (to make them special).
         baseline: who sets the error allowed.
     """
-    repeats = max(2, min(48, 20_000 // max(1, case.T * case.N * case.H)))
+    repeats = max(2, min(48, 10_000 // max(1, case.T * case.N * case.H)))
     rows: dict[str, list[tuple[Tensor, Tensor, Tensor]]] = {}
     for seed in range(repeats):
         values = case.problem(dtype, seed)

@@ -104,7 +104,6 @@ void pack_columns_of(const typename V::scalar* rows, int64_t row_stride, int64_t
 // Columns [n0, n0 + width) of B.
 template <class V>
 void pack_panel(const PackPanels<typename V::scalar>& p, int64_t n0, int64_t width, typename V::scalar* out) {
-  using S = typename V::scalar;
   const int64_t valid = p.N - n0 < width ? p.N - n0 : width;
   if (p.n_stride == 1) {
     for (int64_t k = 0; k < p.K; ++k) pack_row<V>(p.b + k * p.k_stride + n0, valid, width, out + k * width);

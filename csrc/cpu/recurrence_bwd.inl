@@ -30,25 +30,38 @@ __attribute__((noinline)) void bwd_tile(const BwdStep<typename V::scalar>& step,
                                         int64_t K, typename V::scalar* partial, bool first_block, bool last_block, int64_t H,
                                         int64_t j0) {
   constexpr int G = Cell<V>::kGates;
+  if (last_block) {
+#pragma GCC unroll 8
+    for (int r = 0; r < MR; ++r) {
+#pragma GCC unroll 8
+      for (int v = 0; v < NV; ++v) {
+        const int64_t j = j0 + v * V::kLanes;
+#pragma GCC unroll 8
+        for (int g = 0; g < G; ++g) prefetch(step.gates[r] + g * H + j);
+        prefetch(step.c_prev[r] + j);
+        prefetch(step.dy[r] + j);
+      }
+    }
+  }
   V dh[MR][NV];
   multiply(RowsOfA<typename V::scalar, MR>(step.dgates_next), w_hh_packed, K, dh);
-  if (!first_block || !last_block) add_tile(dh, partial, first_block);
+  add_tile(dh, partial, first_block);
   if (!last_block) return;
-#pragma GCC unroll 8
+#pragma GCC unroll 1
   for (int r = 0; r < MR; ++r) {
-#pragma GCC unroll 8
+#pragma GCC unroll 1
     for (int v = 0; v < NV; ++v) {
       const int64_t j = j0 + v * V::kLanes;
       const int units = H - j < V::kLanes ? static_cast<int>(H - j) : V::kLanes;
-      if (!first_block) dh[r][v] = V::load(partial + (r * NV + v) * V::kLanes);
-      if (step.dy[r]) dh[r][v] = dh[r][v] + V::load(step.dy[r] + j, units);
-      if (step.dh_n[r]) dh[r][v] = dh[r][v] + V::load(step.dh_n[r] + j, units);
+      V dh_r = V::load(partial + (r * NV + v) * V::kLanes);
+      if (step.dy[r]) dh_r = dh_r + V::load(step.dy[r] + j, units);
+      if (step.dh_n[r]) dh_r = dh_r + V::load(step.dh_n[r] + j, units);
       V gates[G], dgates[G];
 #pragma GCC unroll 8
       for (int g = 0; g < G; ++g) gates[g] = V::load(step.gates[r] + g * H + j, units);
       V dc = V::load(step.dc[r] + j, units);
       if (step.dc_seq[r]) dc = dc + V::load(step.dc_seq[r] + j, units);
-      Cell<V>::bwd(gates, V::load(step.c[r] + j, units), V::load(step.c_prev[r] + j, units), dh[r][v], dgates, dc);
+      Cell<V>::bwd(gates, V::load(step.c[r] + j, units), V::load(step.c_prev[r] + j, units), dh_r, dgates, dc);
 #pragma GCC unroll 8
       for (int g = 0; g < G; ++g) dgates[g].store(step.dgates[r] + g * H + j, units);
       dc.store(step.dc[r] + j, units);

@@ -26,22 +26,29 @@ __attribute__((noinline)) void fwd_tile(const FwdStep<typename V::scalar>& step,
                                         int64_t K, const typename V::scalar* bias_packed, typename V::scalar* partial,
                                         bool first_block, bool last_block, int64_t H, int64_t j, int units) {
   constexpr int G = Cell<V>::kGates;
+  if (last_block) {
+#pragma GCC unroll 8
+    for (int r = 0; r < MR; ++r) {
+#pragma GCC unroll 8
+      for (int g = 0; g < G; ++g) prefetch(step.igates[r] + g * H + j);
+      prefetch(step.c_prev[r] + j);
+    }
+  }
   V hgates[MR][G];
   multiply(RowsOfA<typename V::scalar, MR>(step.h_prev), w_hh_packed, K, hgates);
-  if (!first_block || !last_block) add_tile(hgates, partial, first_block);
+  add_tile(hgates, partial, first_block);
   if (!last_block) return;
-#pragma GCC unroll 8
+  // From memory, and one row at a time: unrolled on the accumulators the compiler spills them all.
+#pragma GCC unroll 1
   for (int r = 0; r < MR; ++r) {
-    V igates[G], gates[G];
-#pragma GCC unroll 8
-    for (int g = 0; g < G; ++g) igates[g] = V::load(step.igates[r] + g * H + j, units);
+    V igates[G], hgates_r[G], gates[G];
 #pragma GCC unroll 8
     for (int g = 0; g < G; ++g) {
-      const V sum = first_block ? hgates[r][g] : V::load(partial + (r * G + g) * V::kLanes);
-      hgates[r][g] = sum + V::load(bias_packed + g * V::kLanes);
+      igates[g] = V::load(step.igates[r] + g * H + j, units);
+      hgates_r[g] = V::load(partial + (r * G + g) * V::kLanes) + V::load(bias_packed + g * V::kLanes);
     }
     V c = V::load(step.c_prev[r] + j, units);
-    const V h = Cell<V>::fwd(igates, hgates[r], gates, c);
+    const V h = Cell<V>::fwd(igates, hgates_r, gates, c);
     if (step.gates[r]) {
 #pragma GCC unroll 8
       for (int g = 0; g < G; ++g) gates[g].store(step.gates[r] + g * H + j, units);
