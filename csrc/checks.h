@@ -1,5 +1,5 @@
-// Argument checks of the host functions: device, dtype, layout, shape, in that order. Every message names the argument,
-// what was expected and what came.
+// Argument checks of the host functions: device, dtype, layout, shape, in that order. Every message
+// names the argument, what was expected and what came.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -9,27 +9,33 @@
 
 namespace fastlstm {
 
-inline void check_like(const char* name, const at::Tensor& t, const at::Tensor& like, at::IntArrayRef shape) {
-  TORCH_CHECK(t.device() == like.device(), name, " must be on device ", like.device(), ", got ", t.device());
-  TORCH_CHECK(t.scalar_type() == like.scalar_type(), name, " must have dtype ", like.scalar_type(), ", got ", t.scalar_type());
+inline void check_like(const char* name, const at::Tensor& t, const at::Tensor& like,
+                       at::IntArrayRef shape) {
+  TORCH_CHECK(t.device() == like.device(), name, " must be on device ", like.device(), ", got ",
+              t.device());
+  TORCH_CHECK(t.scalar_type() == like.scalar_type(), name, " must have dtype ", like.scalar_type(),
+              ", got ", t.scalar_type());
   TORCH_CHECK(t.layout() == at::kStrided, name, " must be a dense tensor, got layout ", t.layout());
   TORCH_CHECK(t.sizes() == shape, name, " must have shape ", shape, ", got ", t.sizes());
 }
 
-inline void check_like(const char* name, const std::optional<at::Tensor>& t, const at::Tensor& like, at::IntArrayRef shape) {
+inline void check_like(const char* name, const std::optional<at::Tensor>& t, const at::Tensor& like,
+                       at::IntArrayRef shape) {
   if (t) check_like(name, *t, like, shape);
 }
 
 // Range of the tokens that select rows of a table of num_rows rows.
 inline void check_tokens(const at::Tensor& tokens, int64_t num_rows) {
-  TORCH_CHECK(tokens.scalar_type() == at::kLong, "tokens must have dtype Long, got ", tokens.scalar_type());
+  TORCH_CHECK(tokens.scalar_type() == at::kLong, "tokens must have dtype Long, got ",
+              tokens.scalar_type());
   const int64_t* p = tokens.const_data_ptr<int64_t>();
   int64_t low = 0, high = -1;
   for (int64_t i = 0; i < tokens.numel(); ++i) {
     if (p[i] < low) low = p[i];
     if (p[i] > high) high = p[i];
   }
-  TORCH_CHECK_INDEX(low >= 0 && high < num_rows, "input must hold token ids in [0, ", num_rows, "), got ", low < 0 ? low : high);
+  TORCH_CHECK_INDEX(low >= 0 && high < num_rows, "input must hold token ids in [0, ", num_rows,
+                    "), got ", low < 0 ? low : high);
 }
 
 }  // namespace fastlstm

@@ -45,9 +45,7 @@ class LSTMLayer(torch.autograd.Function):
             db_hh = db.clone() if needs_b_ih and needs_b_hh else db
             result += [dw_ih, dw_hh, db if needs_b_ih else None, db_hh if needs_b_hh else None]
         result += [None] * (len(inputs) - len(result))
-        return None, *(
-            grad if needed else None for grad, needed in zip(result, needs, strict=True)
-        )
+        return None, *(grad if needed else None for grad, needed in zip(result, needs, strict=True))
 
 
 def _differentiable_backward(inputs, grads, needs):
@@ -57,7 +55,10 @@ def _differentiable_backward(inputs, grads, needs):
     x, embedding, h0, c0, *weights = inputs
     hx = None
     if h0 is not None or c0 is not None:
-        hx = (torch.zeros_like(c0) if h0 is None else h0, torch.zeros_like(h0) if c0 is None else c0)
+        hx = (
+            torch.zeros_like(c0) if h0 is None else h0,
+            torch.zeros_like(h0) if c0 is None else c0,
+        )
     _, (h_n, c_n), states = reference.lstm(
         x,
         hx,
@@ -71,7 +72,11 @@ def _differentiable_backward(inputs, grads, needs):
     wanted = [t for t, needed in zip(inputs, needs, strict=True) if needed]
     found = iter(
         torch.autograd.grad(
-            [out for out, _ in pairs], wanted, [grad for _, grad in pairs], create_graph=True, allow_unused=True
+            [out for out, _ in pairs],
+            wanted,
+            [grad for _, grad in pairs],
+            create_graph=True,
+            allow_unused=True,
         )
     )
     return tuple(next(found) if needed else None for needed in needs)

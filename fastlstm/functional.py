@@ -97,7 +97,12 @@ def lstm(
         own = slice(layer * directions, (layer + 1) * directions)
         h0, c0 = (None, None) if hx is None else (hx[0][own], hx[1][own])
         x, c, h_last, c_last = lstm_layer(
-            x, h0, c0, weights[own], embedding=embedding if layer == 0 else None, return_c=return_states
+            x,
+            h0,
+            c0,
+            weights[own],
+            embedding=embedding if layer == 0 else None,
+            return_c=return_states,
         )
         layer_h.append(x)
         layer_c.append(c)
@@ -127,7 +132,9 @@ def lstm(
 
 def _check_input(input: Tensor, embedding: Tensor | None) -> tuple[Tensor, Tensor | None, bool]:
     if input.dtype == torch.bool or input.is_complex():
-        raise TypeError(f"input must be a floating-point tensor or integer token ids, got {input.dtype}")
+        raise TypeError(
+            f"input must be a floating-point tensor or integer token ids, got {input.dtype}"
+        )
     is_tokens = not input.is_floating_point()
     if embedding is not None and not is_tokens:
         raise TypeError(f"embedding goes with integer input, got input of dtype {input.dtype}")
@@ -139,7 +146,11 @@ def _check_input(input: Tensor, embedding: Tensor | None) -> tuple[Tensor, Tenso
 def _dtypes(weight: Tensor) -> tuple[torch.dtype, torch.dtype | None]:
     """Dtype of the results, and of the computation where it is another one."""
     device_type = weight.device.type
-    if device_type == "cpu" and torch.is_autocast_enabled(device_type) and weight.dtype != torch.float64:
+    if (
+        device_type == "cpu"
+        and torch.is_autocast_enabled(device_type)
+        and weight.dtype != torch.float64
+    ):
         return torch.get_autocast_dtype(device_type), torch.float32
     if weight.dtype in (torch.float16, torch.bfloat16):
         return weight.dtype, torch.float32

@@ -68,7 +68,9 @@ class LSTM(nn.RNNBase):
         if proj_size > 0:
             raise NotImplementedError(f"proj_size must be 0 for now, got {proj_size}")
         if forget_bias is not None and not bias:
-            raise ValueError(f"forget_bias needs bias=True, got forget_bias={forget_bias} and bias=False")
+            raise ValueError(
+                f"forget_bias needs bias=True, got forget_bias={forget_bias} and bias=False"
+            )
 
     def reset_parameters(self) -> None:
         """Draw the initial values of ``torch.nn.LSTM``, then apply ``forget_bias``."""
@@ -129,14 +131,20 @@ class LSTM(nn.RNNBase):
         )
 
     def _check(
-        self, input: Tensor, hx: tuple[Tensor, Tensor] | None, weight: Tensor, embedding: Tensor | None
+        self,
+        input: Tensor,
+        hx: tuple[Tensor, Tensor] | None,
+        weight: Tensor,
+        embedding: Tensor | None,
     ) -> bool:
         """Raise what ``torch.nn.LSTM`` raises for the same call; return whether there is a batch."""
         feature_dims = 1 if input.is_floating_point() or input.is_complex() else 0
         dim = input.dim() - feature_dims
         if dim not in (1, 2):
             low, high = 1 + feature_dims, 2 + feature_dims
-            raise ValueError(f"LSTM: Expected input to be {low}D or {high}D, got {input.dim()}D instead")
+            raise ValueError(
+                f"LSTM: Expected input to be {low}D or {high}D, got {input.dim()}D instead"
+            )
         is_batched = dim == 2
         if hx is not None:
             if isinstance(hx, (tuple, list)) and len(hx) != 2:
@@ -171,7 +179,9 @@ class LSTM(nn.RNNBase):
         if hx is not None:
             batch = input.size(0 if self.batch_first else 1) if is_batched else 1
             states = self.num_layers * (2 if self.bidirectional else 1)
-            expected = (states, batch, self.hidden_size) if is_batched else (states, self.hidden_size)
+            expected = (
+                (states, batch, self.hidden_size) if is_batched else (states, self.hidden_size)
+            )
             for i, state in enumerate(hx):
                 if state.shape != expected:
                     shown = (states, batch, self.hidden_size)

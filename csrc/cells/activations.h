@@ -2,9 +2,10 @@
 //
 // V is any type of cpu/simd.h (or a plain CUDA scalar): arithmetic operators, fma, min, max, abs,
 // select_negative, round_nearest, pow2, divide.
-// All three share one core: with t = n ln2 + r, |r| <= ln2 / 2, expm1(r) = r + r^2 q(r), and e^t = 2^n + 2^n expm1(r).
-// The coefficients of q interpolate (e^r - 1 - r) / r^2 at Chebyshev nodes of [-ln2/2, ln2/2], fitted in 60-digit arithmetic.
-// Error over all fp32 values: at most 4 ULP, tested exhaustively (tests/test_activations.py).
+// All three share one core: with t = n ln2 + r, |r| <= ln2 / 2, expm1(r) = r + r^2 q(r), and e^t =
+// 2^n + 2^n expm1(r). The coefficients of q interpolate (e^r - 1 - r) / r^2 at Chebyshev nodes of
+// [-ln2/2, ln2/2], fitted in 60-digit arithmetic. Error over all fp32 values: at most 4 ULP, tested
+// exhaustively (tests/test_activations.py).
 #pragma once
 
 #include "portable.h"
@@ -23,8 +24,9 @@ struct ExpConstants<float> {
   static constexpr float kMaxExponent = 87.0f;  // keeps 2^n and 1 + 2^n normal
   static constexpr float kTanhSaturates = 20.0f;
   static constexpr int kDegree = 5;  // relative error of expm1(r): 2^-30.8
-  static constexpr float kQ[kDegree + 1] = {0.500000001354f,  0.166666666817f,  0.0416664641974f,
-                                            0.00833331084465f, 0.00139337307158f, 0.00019891080464f};
+  static constexpr float kQ[kDegree + 1] = {0.500000001354f,   0.166666666817f,
+                                            0.0416664641974f,  0.00833331084465f,
+                                            0.00139337307158f, 0.00019891080464f};
 };
 
 template <>
@@ -80,9 +82,10 @@ FASTLSTM_INLINE V exp(V x) {
   return (e.expm1_r + V::broadcast(1)) * e.scale;
 }
 
-// 1 / (1 + e^-x) through e^-|x|: for x > 0 as 1 - e / (1 + e), so that values near 1 are correctly rounded. Backward needs
-// 1 - sigmoid(x), where the one more ULP of a plain 1 / (1 + e) doubled the error of the gradients of saturated gates.
-// Keeps its relative accuracy for negative x down to -kMaxExponent, where it is about 2^-125 in fp32.
+// 1 / (1 + e^-x) through e^-|x|: for x > 0 as 1 - e / (1 + e), so that values near 1 are correctly
+// rounded. Backward needs 1 - sigmoid(x), where the one more ULP of a plain 1 / (1 + e) doubled the
+// error of the gradients of saturated gates. Keeps its relative accuracy for negative x down to
+// -kMaxExponent, where it is about 2^-125 in fp32.
 template <class V>
 FASTLSTM_INLINE V sigmoid(V x) {
   const V one = V::broadcast(1);
@@ -93,8 +96,9 @@ FASTLSTM_INLINE V sigmoid(V x) {
   return select_negative(x, complement, one - complement);
 }
 
-// Of |x|, with the sign of x. With d = e^2|x| + 1 it is expm1(2|x|) / d for small |x|, where nothing cancels, and 1 - 2 / d
-// for large, where values near 1 are then correctly rounded: backward needs 1 - tanh(x)^2.
+// Of |x|, with the sign of x. With d = e^2|x| + 1 it is expm1(2|x|) / d for small |x|, where
+// nothing cancels, and 1 - 2 / d for large, where values near 1 are then correctly rounded:
+// backward needs 1 - tanh(x)^2.
 template <class V>
 FASTLSTM_INLINE V tanh(V x) {
   using S = typename V::scalar;

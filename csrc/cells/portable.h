@@ -1,7 +1,8 @@
 // What lets one cell header be compiled for several instruction sets in one library.
 //
-// Each instruction set is one translation unit. Everything it includes lives in an anonymous namespace, so that the linker
-// can never pick an AVX-512 copy of an inline function for a machine without AVX-512.
+// Each instruction set is one translation unit. Everything it includes lives in an anonymous
+// namespace, so that the linker can never pick an AVX-512 copy of an inline function for a machine
+// without AVX-512.
 #pragma once
 
 #define FASTLSTM_INLINE inline __attribute__((always_inline))

@@ -1,4 +1,5 @@
-// The kernels for AVX2 with FMA: 8 floats or 4 doubles, a tile of 3 rows x 4 vectors in 12 of 16 registers.
+// The kernels for AVX2 with FMA: 8 floats or 4 doubles, a tile of 3 rows x 4 vectors in 12 of 16
+// registers.
 #if defined(__x86_64__) && defined(__GNUC__)
 #pragma GCC target("avx2,fma")
 #define FASTLSTM_LANES_AVX2

@@ -1,4 +1,5 @@
-// The kernels for AVX-512: 16 floats or 8 doubles, a tile of 6 rows x 4 vectors in 24 of 32 registers.
+// The kernels for AVX-512: 16 floats or 8 doubles, a tile of 6 rows x 4 vectors in 24 of 32
+// registers.
 #if defined(__x86_64__) && defined(__GNUC__)
 #pragma GCC target("avx512f,avx512dq,avx512bw,avx512vl,avx2,fma")
 // GCC 12 warns of its own _mm512_undefined_ps() (GCC bug 105593).

@@ -9,8 +9,8 @@
 namespace fastlstm {
 FASTLSTM_ISA_LOCAL_BEGIN
 
-// Spins first (a step is shorter than a futex call), then gives the core away: on a shared machine the thread that is
-// waited for may need it.
+// Spins first (a step is shorter than a futex call), then gives the core away: on a shared machine
+// the thread that is waited for may need it.
 FASTLSTM_INLINE void wait_for_group(Barrier* barrier, int group_size) {
   if (group_size == 1) return;
   const int epoch = __atomic_load_n(&barrier->epoch, __ATOMIC_ACQUIRE);

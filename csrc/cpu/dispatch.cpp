@@ -21,11 +21,17 @@ template <class S>
 const Kernels<S>* find(const std::string& name);
 template <>
 const Kernels<float>* find(const std::string& name) {
-  return name == "AVX512" ? avx512_f32() : name == "AVX2" ? avx2_f32() : name == "DEFAULT" ? scalar_f32() : nullptr;
+  return name == "AVX512"    ? avx512_f32()
+         : name == "AVX2"    ? avx2_f32()
+         : name == "DEFAULT" ? scalar_f32()
+                             : nullptr;
 }
 template <>
 const Kernels<double>* find(const std::string& name) {
-  return name == "AVX512" ? avx512_f64() : name == "AVX2" ? avx2_f64() : name == "DEFAULT" ? scalar_f64() : nullptr;
+  return name == "AVX512"    ? avx512_f64()
+         : name == "AVX2"    ? avx2_f64()
+         : name == "DEFAULT" ? scalar_f64()
+                             : nullptr;
 }
 
 bool processor_has(const std::string& name) {
@@ -33,8 +39,8 @@ bool processor_has(const std::string& name) {
   const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
   if (name == "AVX2") return avx2;
   if (name == "AVX512") {
-    return avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512bw") &&
-           __builtin_cpu_supports("avx512vl");
+    return avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
+           __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl");
   }
 #endif
   return name == "DEFAULT";
@@ -51,7 +57,8 @@ class FlushDenormals {
 #endif
 };
 
-// libgomp's threads do not survive fork, and a child that asks for them waits forever. The flag is set in the child.
+// libgomp's threads do not survive fork, and a child that asks for them waits forever. The flag is
+// set in the child.
 std::atomic<bool> forked_after_use{false};
 std::atomic<bool> used_threads{false};
 const bool fork_handler_installed = [] {
@@ -103,7 +110,9 @@ template const Kernels<double>& kernels<double>(const std::string&);
 
 int num_threads() {
 #if defined(_OPENMP)
-  if (omp_in_parallel() || at::in_parallel_region() || forked_after_use.load(std::memory_order_relaxed)) return 1;
+  if (omp_in_parallel() || at::in_parallel_region() ||
+      forked_after_use.load(std::memory_order_relaxed))
+    return 1;
   return at::get_num_threads();
 #else
   return 1;

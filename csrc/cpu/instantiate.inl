@@ -15,19 +15,23 @@ void activation(int which, const typename V::scalar* x, typename V::scalar* y, i
   for (int64_t i = 0; i < n; i += V::kLanes) {
     const int count = n - i < V::kLanes ? static_cast<int>(n - i) : V::kLanes;
     const V v = V::load(x + i, count);
-    (which == 0 ? fastlstm::exp(v) : which == 1 ? fastlstm::sigmoid(v) : fastlstm::tanh(v)).store(y + i, count);
+    (which == 0   ? fastlstm::exp(v)
+     : which == 1 ? fastlstm::sigmoid(v)
+                  : fastlstm::tanh(v))
+        .store(y + i, count);
   }
 }
 
-// The chains of a full register tile hide the latency of every FMA pipe we know (2 pipes x 5 cycles). They start from
-// different values, or the compiler would compute one for all.
+// The chains of a full register tile hide the latency of every FMA pipe we know (2 pipes x 5
+// cycles). They start from different values, or the compiler would compute one for all.
 template <class V>
 double fma_flops(int64_t iterations) {
   V acc[V::kMaxRows][kPanelVectors];
 #pragma GCC unroll 8
   for (int r = 0; r < V::kMaxRows; ++r) {
 #pragma GCC unroll 8
-    for (int v = 0; v < kPanelVectors; ++v) acc[r][v] = V::broadcast(static_cast<typename V::scalar>(r * kPanelVectors + v));
+    for (int v = 0; v < kPanelVectors; ++v)
+      acc[r][v] = V::broadcast(static_cast<typename V::scalar>(r * kPanelVectors + v));
   }
   const V x = V::broadcast(typename V::scalar(0.5)), y = V::broadcast(typename V::scalar(1e-3));
   for (int64_t i = 0; i < iterations; ++i) {
@@ -46,17 +50,23 @@ double fma_flops(int64_t iterations) {
     }
   }
   // The sum is returned through a value nobody can predict, so that the loop is not removed.
-  return 2.0 * V::kLanes * V::kMaxRows * kPanelVectors * static_cast<double>(iterations) + (sum < 0 ? 1 : 0);
+  return 2.0 * V::kLanes * V::kMaxRows * kPanelVectors * static_cast<double>(iterations) +
+         (sum < 0 ? 1 : 0);
 }
 
 template <class V>
 const Kernels<typename V::scalar>* kernels() {
   static constexpr Kernels<typename V::scalar> table = {
-      V::kLanes,         weight_grad_workspace<V>(),
-      pack_panels<V>,    pack_gates<V>,
-      packed_matmul<V>,  weight_grad<V>,
-      segment_sum<V>,    recurrence_fwd<LstmCell, V>,
-      recurrence_bwd<LstmCell, V>, activation<V>,
+      V::kLanes,
+      weight_grad_workspace<V>(),
+      pack_panels<V>,
+      pack_gates<V>,
+      packed_matmul<V>,
+      weight_grad<V>,
+      segment_sum<V>,
+      recurrence_fwd<LstmCell, V>,
+      recurrence_bwd<LstmCell, V>,
+      activation<V>,
       fma_flops<V>,
   };
   return &table;

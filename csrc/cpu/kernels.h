@@ -1,5 +1,6 @@
-// What every instruction set offers: one table of functions per scalar type. Filled by avx512.cpp, avx2.cpp, scalar.cpp,
-// chosen by dispatch.cpp. Each function does the part of one thread of a team; none allocates, locks or knows ATen.
+// What every instruction set offers: one table of functions per scalar type. Filled by avx512.cpp,
+// avx2.cpp, scalar.cpp, chosen by dispatch.cpp. Each function does the part of one thread of a
+// team; none allocates, locks or knows ATen.
 #pragma once
 
 #include "../recurrence.h"
@@ -7,9 +8,9 @@
 namespace fastlstm {
 namespace cpu {
 
-// A matrix B [K, N] as the register tile wants to read it: its columns in panels of 1 to 4 vectors, each panel
-// [K][vectors][lanes] and zero beyond column N. Panel p of P holds vectors [p * V / P, (p + 1) * V / P) of V = ceil(N / lanes);
-// P is schedule.h's panel_boundaries.
+// A matrix B [K, N] as the register tile wants to read it: its columns in panels of 1 to 4 vectors,
+// each panel [K][vectors][lanes] and zero beyond column N. Panel p of P holds vectors [p * V / P,
+// (p + 1) * V / P) of V = ceil(N / lanes); P is schedule.h's panel_boundaries.
 template <class S>
 struct PackPanels {
   const S* b;
@@ -18,7 +19,8 @@ struct PackPanels {
   S* packed;  // [ceil(N / lanes) * lanes * K]
 };
 
-// W_hh for the forward tile: [ceil(H / lanes)][H][G][lanes]. And the sum of the biases (either may be null) in the same order.
+// W_hh for the forward tile: [ceil(H / lanes)][H][G][lanes]. And the sum of the biases (either may
+// be null) in the same order.
 template <class S>
 struct PackGates {
   const S* w_hh;  // [G * H, H], rows w_hh_stride apart
@@ -41,8 +43,8 @@ struct PackedMatmul {
   bool accumulate;
 };
 
-// dw[m, n] (+)= sum_k d[k, m] * x[k, n] for up to two x with the same d, and db[m] (+)= sum_k d[k, m].
-// The sum over k runs in one order, whatever the number of threads: results are bit-identical.
+// dw[m, n] (+)= sum_k d[k, m] * x[k, n] for up to two x with the same d, and db[m] (+)= sum_k d[k,
+// m]. The sum over k runs in one order, whatever the number of threads: results are bit-identical.
 template <class S>
 struct WeightGrad {
   Rows<const S> d;  // K rows of M
@@ -77,8 +79,9 @@ struct Kernels {
   void (*segment_sum)(const SegmentSum<S>&, int thread, int threads);
   void (*lstm_fwd)(const RecurrenceFwd<S>&, const Share&, Barrier*);
   void (*lstm_bwd)(const RecurrenceBwd<S>&, const Share&, Barrier*);
-  void (*activation)(int which, const S* x, S* y, int64_t n);  // 0 exp, 1 sigmoid, 2 tanh: for the tests
-  double (*fma_flops)(int64_t iterations);                     // runs 2 * lanes * 24 * iterations flops in registers
+  void (*activation)(int which, const S* x, S* y,
+                     int64_t n);            // 0 exp, 1 sigmoid, 2 tanh: for the tests
+  double (*fma_flops)(int64_t iterations);  // runs 2 * lanes * 24 * iterations flops in registers
 };
 
 // Null where this build or this processor lacks the instruction set.

@@ -1,12 +1,11 @@
-// One layer on the CPU: packs the weights, then walks over the sequence in chunks of steps. In each chunk the input
-// projection (backward: dx and the weight gradients) is one product over all its rows, done while the chunk's gates are
-// still in the cache.
+// One layer on the CPU: packs the weights, then walks over the sequence in chunks of steps. In each
+// chunk the input projection (backward: dx and the weight gradients) is one product over all its
+// rows, done while the chunk's gates are still in the cache.
 #include <ATen/Dispatch.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/zeros.h>
 
 #include <algorithm>
-#include <memory>
 #include <vector>
 
 #include "../layer.h"
@@ -49,7 +48,8 @@ class Layer {
         padded_H_(round_up(H_, k_.lanes)),
         dgates_stride_(round_up(G_, k_.lanes) + k_.lanes),
         threads_(num_threads()) {
-    const int64_t steps = std::max<int64_t>(1, kChunkBytes / static_cast<int64_t>(sizeof(S)) / std::max<int64_t>(1, G_ * N_));
+    const int64_t steps = std::max<int64_t>(
+        1, kChunkBytes / static_cast<int64_t>(sizeof(S)) / std::max<int64_t>(1, G_ * N_));
     const int64_t chunks = (T_ + steps - 1) / steps;
     for (int64_t i = 0; i <= chunks; ++i) chunk_.push_back(T_ * i / chunks);
   }
@@ -61,8 +61,9 @@ class Layer {
       const DirectionWeights& w = input_.weights[d];
       w_hh[d] = scratch(padded_H_ * kGates * H_);
       bias[d] = scratch(padded_H_ * kGates);
-      PackGates<S> pack{data<S>(w.w_hh), w.w_hh.stride(0), data<S>(w.b_ih), data<S>(w.b_hh), H_, kGates, w_hh[d].data_ptr<S>(),
-                        bias[d].data_ptr<S>()};
+      PackGates<S> pack{
+          data<S>(w.w_hh), w.w_hh.stride(0),      data<S>(w.b_ih),      data<S>(w.b_hh), H_,
+          kGates,          w_hh[d].data_ptr<S>(), bias[d].data_ptr<S>()};
       run(k_.pack_gates, pack);
       if (tokens_) {
         table[d] = projected_table(d);
@@ -91,14 +92,21 @@ class Layer {
         f.bias_packed = data<S>(bias[d]);
         f.gates = keep_gates ? out.gates.data_ptr<S>() + (d * T_ + f.t_begin) * N_ * G_ : nullptr;
         f.h = out.h.data_ptr<S>() + p.h_t_stride + d * H_;
-        f.c = keep_c ? out.c.data_ptr<S>() + p.c_t_stride + d * H_ : out.c.data_ptr<S>() + d * N_ * H_;
+        f.c = keep_c ? out.c.data_ptr<S>() + p.c_t_stride + d * H_
+                     : out.c.data_ptr<S>() + d * N_ * H_;
         if (tokens_) {
           f.igates = data<S>(table[d]);
           f.tokens = input_.x.const_data_ptr<int64_t>() + f.t_begin * N_;
         } else {
           S* projected = keep_gates ? f.gates : igates[d].data_ptr<S>();
           const int64_t rows = (f.t_end - f.t_begin) * N_;
-          run(k_.packed_matmul, PackedMatmul<S>{x_rows(f.t_begin), data<S>(w_ih[d]), {projected, rows, 0, G_}, rows, G_, I_, false});
+          run(k_.packed_matmul, PackedMatmul<S>{x_rows(f.t_begin),
+                                                data<S>(w_ih[d]),
+                                                {projected, rows, 0, G_},
+                                                rows,
+                                                G_,
+                                                I_,
+                                                false});
           f.igates = projected;
         }
       }
@@ -106,15 +114,18 @@ class Layer {
     }
   }
 
-  void bwd(const LayerOutput& kept, const LayerOutputGrads& grads, LayerNeeds needs, LayerGrads& out) {
+  void bwd(const LayerOutput& kept, const LayerOutputGrads& grads, LayerNeeds needs,
+           LayerGrads& out) {
     std::vector<Tensor> w_hh(D_), w_ih(D_), dgates(D_), dtable(D_);
-    const Tensor workspace = needs.weights || needs.embedding ? scratch(threads_ * k_.weight_grad_workspace) : Tensor();
+    const Tensor workspace =
+        needs.weights || needs.embedding ? scratch(threads_ * k_.weight_grad_workspace) : Tensor();
     for (int d = 0; d < D_; ++d) {
       const DirectionWeights& w = input_.weights[d];
       w_hh[d] = packed(w.w_hh, w.w_hh.stride(0), 1, G_, H_);
       if (needs.x || needs.embedding) w_ih[d] = packed(w.w_ih, w.w_ih.stride(0), 1, G_, I_);
       dgates[d] = scratch((longest_chunk() + 1) * N_ * dgates_stride_);
-      if (tokens_ && (needs.weights || needs.embedding)) dtable[d] = at::zeros({table_rows(), G_}, input_.weights[d].w_ih.options());
+      if (tokens_ && (needs.weights || needs.embedding))
+        dtable[d] = at::zeros({table_rows(), G_}, input_.weights[d].w_ih.options());
     }
     std::vector<bool> dx_written(chunk_.size(), false);
     const int64_t state_t_stride = N_ * D_ * H_, state_n_stride = D_ * H_;
@@ -154,33 +165,53 @@ class Layer {
         const Rows<const S> dgates_rows{b.dgates, rows, 0, dgates_stride_};
         if (needs.x) {
           S* dx = out.dx.data_ptr<S>() + b.t_begin * N_ * I_;
-          run(k_.packed_matmul, PackedMatmul<S>{dgates_rows, data<S>(w_ih[d]), {dx, rows, 0, I_}, rows, I_, G_, dx_written[chunk[d]]});
+          run(k_.packed_matmul, PackedMatmul<S>{dgates_rows,
+                                                data<S>(w_ih[d]),
+                                                {dx, rows, 0, I_},
+                                                rows,
+                                                I_,
+                                                G_,
+                                                dx_written[chunk[d]]});
           dx_written[chunk[d]] = true;
         }
         if (dtable[d].defined()) {
-          run(k_.segment_sum, SegmentSum<S>{b.dgates, dgates_stride_, rows, G_, input_.x.const_data_ptr<int64_t>() + b.t_begin * N_, dtable[d].data_ptr<S>()});
+          run(k_.segment_sum, SegmentSum<S>{b.dgates, dgates_stride_, rows, G_,
+                                            input_.x.const_data_ptr<int64_t>() + b.t_begin * N_,
+                                            dtable[d].data_ptr<S>()});
         }
-        if (needs.weights) weight_grad(d, b, kept, dgates_rows, rows, i > 0, workspace, out.dweights[d]);
+        if (needs.weights)
+          weight_grad(d, b, kept, dgates_rows, rows, i > 0, workspace, out.dweights[d]);
       }
     }
 
     for (int d = 0; d < D_; ++d) {
       if (needs.state) {
         // The dgates of the step that reads h0, the last computed.
-        const S* dgates_0 = data<S>(dgates[d]) + (d == 0 ? 0 : chunk_.back() - chunk_[chunk_.size() - 2]) * N_ * dgates_stride_;
+        const S* dgates_0 =
+            data<S>(dgates[d]) +
+            (d == 0 ? 0 : chunk_.back() - chunk_[chunk_.size() - 2]) * N_ * dgates_stride_;
         S* dh0 = out.dh0.data_ptr<S>() + d * N_ * H_;
-        run(k_.packed_matmul, PackedMatmul<S>{{dgates_0, N_, 0, dgates_stride_}, data<S>(w_hh[d]), {dh0, N_, 0, H_}, N_, H_, G_, false});
+        run(k_.packed_matmul, PackedMatmul<S>{{dgates_0, N_, 0, dgates_stride_},
+                                              data<S>(w_hh[d]),
+                                              {dh0, N_, 0, H_},
+                                              N_,
+                                              H_,
+                                              G_,
+                                              false});
       }
       if (dtable[d].defined()) table_grads(d, dtable[d], w_ih[d], needs, workspace, out);
     }
   }
 
  private:
-  Tensor scratch(int64_t scalars) const { return at::empty({scalars}, input_.weights[0].w_ih.options()); }
+  Tensor scratch(int64_t scalars) const {
+    return at::empty({scalars}, input_.weights[0].w_ih.options());
+  }
   int64_t table_rows() const { return input_.embedding ? input_.embedding->size(0) : I_; }
   int64_t longest_chunk() const {
     int64_t longest = 0;
-    for (size_t i = 0; i + 1 < chunk_.size(); ++i) longest = std::max(longest, chunk_[i + 1] - chunk_[i]);
+    for (size_t i = 0; i + 1 < chunk_.size(); ++i)
+      longest = std::max(longest, chunk_[i + 1] - chunk_[i]);
     return longest;
   }
 
@@ -210,7 +241,8 @@ class Layer {
   // B [K, N] of a matrix product, packed.
   Tensor packed(const Tensor& b, int64_t k_stride, int64_t n_stride, int64_t K, int64_t N) const {
     Tensor out = scratch(round_up(N, k_.lanes) * K);
-    run(k_.pack_panels, PackPanels<S>{data<S>(b), k_stride, n_stride, K, N, out.template data_ptr<S>()});
+    run(k_.pack_panels,
+        PackPanels<S>{data<S>(b), k_stride, n_stride, K, N, out.template data_ptr<S>()});
     return out;
   }
 
@@ -221,11 +253,18 @@ class Layer {
     const Tensor& e = *input_.embedding;
     Tensor table = scratch(e.size(0) * G_);
     const Tensor w = packed(w_ih, 1, w_ih.stride(0), I_, G_);
-    run(k_.packed_matmul, PackedMatmul<S>{{data<S>(e), e.size(0), 0, e.stride(0)}, data<S>(w), {table.template data_ptr<S>(), e.size(0), 0, G_}, e.size(0), G_, I_, false});
+    run(k_.packed_matmul, PackedMatmul<S>{{data<S>(e), e.size(0), 0, e.stride(0)},
+                                          data<S>(w),
+                                          {table.template data_ptr<S>(), e.size(0), 0, G_},
+                                          e.size(0),
+                                          G_,
+                                          I_,
+                                          false});
     return table;
   }
 
-  // Where the dgates of a chunk go: its buffer has one row of steps more, for the step computed last in the chunk before.
+  // Where the dgates of a chunk go: its buffer has one row of steps more, for the step computed
+  // last in the chunk before.
   S* carry_dgates(S* buffer, bool reverse, size_t chunk, size_t i) const {
     const int64_t row = N_ * dgates_stride_, steps = chunk_[chunk + 1] - chunk_[chunk];
     if (reverse) {
@@ -236,8 +275,9 @@ class Layer {
     return buffer;
   }
 
-  void weight_grad(int d, const BwdDirection<S>& b, const LayerOutput& kept, const Rows<const S>& dgates, int64_t rows,
-                   bool accumulate, const Tensor& workspace, DirectionWeights& dw) const {
+  void weight_grad(int d, const BwdDirection<S>& b, const LayerOutput& kept,
+                   const Rows<const S>& dgates, int64_t rows, bool accumulate,
+                   const Tensor& workspace, DirectionWeights& dw) const {
     // h_prev of step t: slot t of the buffer, in the reverse direction slot t + 2.
     const S* h_prev = data<S>(kept.h) + (b.t_begin + (b.reverse ? 2 : 0)) * N_ * D_ * H_ + d * H_;
     const Rows<const S> h_rows{h_prev, rows, 0, D_ * H_};
@@ -259,7 +299,8 @@ class Layer {
   }
 
   // Through the table to W_ih and the embedding.
-  void table_grads(int d, const Tensor& dtable, const Tensor& w_ih, LayerNeeds needs, const Tensor& workspace, LayerGrads& out) const {
+  void table_grads(int d, const Tensor& dtable, const Tensor& w_ih, LayerNeeds needs,
+                   const Tensor& workspace, LayerGrads& out) const {
     const int64_t V = table_rows();
     if (!input_.embedding) {
       if (needs.weights) out.dweights[d].w_ih.copy_(dtable.t());
@@ -280,7 +321,9 @@ class Layer {
       run(k_.weight_grad, p);
     }
     if (needs.embedding) {
-      run(k_.packed_matmul, PackedMatmul<S>{rows, data<S>(w_ih), {out.dembedding.data_ptr<S>(), V, 0, I_}, V, I_, G_, d > 0});
+      run(k_.packed_matmul,
+          PackedMatmul<S>{
+              rows, data<S>(w_ih), {out.dembedding.data_ptr<S>(), V, 0, I_}, V, I_, G_, d > 0});
     }
   }
 
@@ -290,8 +333,8 @@ class Layer {
   const int64_t T_, N_, I_, H_;
   const int D_;
   const int64_t G_, padded_H_;
-  // One vector longer than the row: with H a power of two the rows would fall into the same few cache sets, and the weight
-  // gradients take 3 % longer.
+  // One vector longer than the row: with H a power of two the rows would fall into the same few
+  // cache sets, and the weight gradients take 3 % longer.
   const int64_t dgates_stride_;
   const int threads_;
   std::vector<int64_t> chunk_;  // first step of each chunk, and T
@@ -304,8 +347,8 @@ void lstm_layer_fwd(const LayerInput& input, Keep keep, LayerOutput& output) {
                              [&] { Layer<scalar_t>(input).fwd(keep, output); });
 }
 
-void lstm_layer_bwd(const LayerInput& input, const LayerOutput& kept, const LayerOutputGrads& grads, LayerNeeds needs,
-                    LayerGrads& result) {
+void lstm_layer_bwd(const LayerInput& input, const LayerOutput& kept, const LayerOutputGrads& grads,
+                    LayerNeeds needs, LayerGrads& result) {
   AT_DISPATCH_FLOATING_TYPES(input.weights[0].w_ih.scalar_type(), "lstm_layer_bwd",
                              [&] { Layer<scalar_t>(input).bwd(kept, grads, needs, result); });
 }

@@ -1,5 +1,5 @@
-// Forward recurrence of one layer: for every step, hgates = h_prev W_hh^T in the register tile, then the cell on the
-// accumulators, before anything but the result is stored.
+// Forward recurrence of one layer: for every step, hgates = h_prev W_hh^T in the register tile,
+// then the cell on the accumulators, before anything but the result is stored.
 #pragma once
 
 #include "barrier.inl"
@@ -19,12 +19,14 @@ struct FwdStep {
   S* h[8];
 };
 
-// One tile: MR rows, one vector of units of every gate, K of the columns of W_hh. All but the last block of columns leave
-// their sums in `partial`; the last goes on to the cell.
+// One tile: MR rows, one vector of units of every gate, K of the columns of W_hh. All but the last
+// block of columns leave their sums in `partial`; the last goes on to the cell.
 template <template <class> class Cell, class V, int MR>
-__attribute__((noinline)) void fwd_tile(const FwdStep<typename V::scalar>& step, const typename V::scalar* w_hh_packed,
-                                        int64_t K, const typename V::scalar* bias_packed, typename V::scalar* partial,
-                                        bool first_block, bool last_block, int64_t H, int64_t j, int units) {
+__attribute__((noinline)) void fwd_tile(const FwdStep<typename V::scalar>& step,
+                                        const typename V::scalar* w_hh_packed, int64_t K,
+                                        const typename V::scalar* bias_packed,
+                                        typename V::scalar* partial, bool first_block,
+                                        bool last_block, int64_t H, int64_t j, int units) {
   constexpr int G = Cell<V>::kGates;
   if (last_block) {
 #pragma GCC unroll 8
@@ -45,7 +47,8 @@ __attribute__((noinline)) void fwd_tile(const FwdStep<typename V::scalar>& step,
 #pragma GCC unroll 8
     for (int g = 0; g < G; ++g) {
       igates[g] = V::load(step.igates[r] + g * H + j, units);
-      hgates_r[g] = V::load(partial + (r * G + g) * V::kLanes) + V::load(bias_packed + g * V::kLanes);
+      hgates_r[g] =
+          V::load(partial + (r * G + g) * V::kLanes) + V::load(bias_packed + g * V::kLanes);
     }
     V c = V::load(step.c_prev[r] + j, units);
     const V h = Cell<V>::fwd(igates, hgates_r, gates, c);
@@ -59,7 +62,8 @@ __attribute__((noinline)) void fwd_tile(const FwdStep<typename V::scalar>& step,
 }
 
 template <template <class> class Cell, class V>
-void recurrence_fwd(const RecurrenceFwd<typename V::scalar>& p, const Share& share, Barrier* barrier) {
+void recurrence_fwd(const RecurrenceFwd<typename V::scalar>& p, const Share& share,
+                    Barrier* barrier) {
   using S = typename V::scalar;
   constexpr int64_t G = Cell<V>::kGates;
   const FwdDirection<S>& d = p.direction[share.direction];
@@ -75,28 +79,25 @@ void recurrence_fwd(const RecurrenceFwd<typename V::scalar>& p, const Share& sha
       const int units = H - j < V::kLanes ? static_cast<int>(H - j) : V::kLanes;
       for (int64_t row0 = share.row_begin; row0 < share.row_end; row0 += kBlockRows) {
         const int64_t rows = share.row_end - row0 < kBlockRows ? share.row_end - row0 : kBlockRows;
-        const int64_t tiles = ceil_div(rows, V::kMaxRows);
         for (int64_t k0 = 0; k0 < H; k0 += kBlockK<S>) {
           const int64_t K = H - k0 < kBlockK<S> ? H - k0 : kBlockK<S>;
-          for (int64_t tile = 0; tile < tiles; ++tile) {
-            const int64_t row = part(0, rows, tile, tiles);
-            const int count = static_cast<int>(part(0, rows, tile + 1, tiles) - row);
+          for_each_tile<V>(rows, [&](int64_t row, auto count) {
             FwdStep<S> step;
-            for (int r = 0; r < count; ++r) {
+            for (int r = 0; r < count.value; ++r) {
               const int64_t n = row0 + row + r;
               step.h_prev[r] = d.h + (t + prev) * p.h_t_stride + n * p.h_n_stride + k0;
               step.h[r] = d.h + t * p.h_t_stride + n * p.h_n_stride;
               step.c_prev[r] = d.c + (t + prev) * p.c_t_stride + n * p.c_n_stride;
               step.c[r] = d.c + t * p.c_t_stride + n * p.c_n_stride;
-              step.igates[r] = d.igates + (d.tokens ? d.tokens[slot * N + n] : slot * N + n) * G * H;
+              step.igates[r] =
+                  d.igates + (d.tokens ? d.tokens[slot * N + n] : slot * N + n) * G * H;
               step.gates[r] = d.gates ? d.gates + (slot * N + n) * G * H : nullptr;
             }
-            with_constant<V::kMaxRows>(count, [&](auto mr) {
-              fwd_tile<Cell, V, mr.value>(step, d.w_hh_packed + (vector * H + k0) * G * V::kLanes, K,
-                                          d.bias_packed + vector * G * V::kLanes, partial + row * G * V::kLanes, k0 == 0,
-                                          k0 + K == H, H, j, units);
-            });
-          }
+            fwd_tile<Cell, V, count.value>(step, d.w_hh_packed + (vector * H + k0) * G * V::kLanes,
+                                           K, d.bias_packed + vector * G * V::kLanes,
+                                           partial + row * G * V::kLanes, k0 == 0, k0 + K == H, H,
+                                           j, units);
+          });
         }
       }
     }

@@ -8,15 +8,17 @@ namespace {
 
 int64_t part(int64_t n, int64_t i, int64_t parts) { return n * i / parts; }
 
-// A thread with fewer rows than this reads W_hh too often for what it computes: then the hidden units are split instead, at
-// the price of a barrier a step. While W_hh stays in the L2 of every core, few rows are enough: N=8, H=200 is 1.14x faster
-// by rows without gradient, 1.08x with; at N=16, H=512 it is 4 % slower.
+// A thread with fewer rows than this reads W_hh too often for what it computes: then the hidden
+// units are split instead, at the price of a barrier a step. While W_hh stays in the L2 of every
+// core, few rows are enough: N=8, H=200 is 1.14x faster by rows without gradient, 1.08x with; at
+// N=16, H=512 it is 4 % slower.
 int64_t min_rows_per_thread(int64_t hidden_size) {
   constexpr int64_t kCachedWeights = 200000;  // scalars of W_hh: 800 KB of a 1 MB L2 in fp32
   return 4 * hidden_size * hidden_size <= kCachedWeights ? 4 : 12;
 }
 
-// Below this many multiply-adds a step and thread the barrier costs more than the second thread brings.
+// Below this many multiply-adds a step and thread the barrier costs more than the second thread
+// brings.
 constexpr int64_t kMinWorkPerThread = 30000;
 
 }  // namespace
@@ -32,7 +34,8 @@ std::vector<int64_t> panel_boundaries(int64_t hidden_size, int lanes) {
   return boundaries;
 }
 
-std::vector<std::vector<Share>> schedule(int64_t batch_size, int64_t hidden_size, int num_directions, int num_threads, int lanes) {
+std::vector<std::vector<Share>> schedule(int64_t batch_size, int64_t hidden_size,
+                                         int num_directions, int num_threads, int lanes) {
   std::vector<std::vector<Share>> shares(num_threads);
   if (batch_size == 0 || hidden_size == 0) return shares;
   const std::vector<int64_t> boundaries = panel_boundaries(hidden_size, lanes);
@@ -46,8 +49,10 @@ std::vector<std::vector<Share>> schedule(int64_t batch_size, int64_t hidden_size
     const int64_t work = batch_size * hidden_size * hidden_size * 4;
     const int64_t threads = std::clamp<int64_t>(work / kMinWorkPerThread, 1, last - first);
 
-    // Batch split needs no barrier: as many groups of rows as can be fed, the threads of a group split its hidden units.
-    const int64_t groups = std::clamp<int64_t>(batch_size / min_rows_per_thread(hidden_size), 1, threads);
+    // Batch split needs no barrier: as many groups of rows as can be fed, the threads of a group
+    // split its hidden units.
+    const int64_t groups =
+        std::clamp<int64_t>(batch_size / min_rows_per_thread(hidden_size), 1, threads);
     for (int64_t g = 0; g < groups; ++g, ++group) {
       const int64_t begin = part(threads, g, groups), end = part(threads, g + 1, groups);
       const int64_t members = std::min(end - begin, panels);

@@ -1,4 +1,5 @@
-// Who computes what: a pure function of the problem's sizes, so that it can be tested without threads.
+// Who computes what: a pure function of the problem's sizes, so that it can be tested without
+// threads.
 #pragma once
 
 #include <vector>
@@ -8,10 +9,12 @@
 namespace fastlstm {
 namespace cpu {
 
-// Shares of each thread, in the order it works them off: at most one unless there are fewer threads than directions.
-// Threads whose shares have the same group number meet at that group's barrier once a step; there are at most
-// num_threads * num_directions groups. hidden_size is cut only at multiples of the panels of the packed W_hh.
-std::vector<std::vector<Share>> schedule(int64_t batch_size, int64_t hidden_size, int num_directions, int num_threads, int lanes);
+// Shares of each thread, in the order it works them off: at most one unless there are fewer threads
+// than directions. Threads whose shares have the same group number meet at that group's barrier
+// once a step; there are at most num_threads * num_directions groups. hidden_size is cut only at
+// multiples of the panels of the packed W_hh.
+std::vector<std::vector<Share>> schedule(int64_t batch_size, int64_t hidden_size,
+                                         int num_directions, int num_threads, int lanes);
 
 // Boundaries of the panels in vectors of lanes: [0, ..., ceil(hidden_size / lanes)].
 std::vector<int64_t> panel_boundaries(int64_t hidden_size, int lanes);

@@ -1,4 +1,5 @@
-// The register tile under every matrix product here: MR rows times NV vectors of columns, accumulated over K in registers.
+// The register tile under every matrix product here: MR rows times NV vectors of columns,
+// accumulated over K in registers.
 #pragma once
 
 #include "simd.h"
@@ -11,9 +12,10 @@ constexpr int kPrefetchDistance = 16;
 
 constexpr int kPanelVectors = 4;  // widest panel: with kMaxRows rows it fills the register file
 
-// Scalars of K that one pass over a panel takes: 4 x 64 x 512 bytes, 128 KB in fp32 with AVX-512, stay in L2 while the rows
-// of a block pass, and 6 rows of A, 12 KB, in L1. Half of it: 4-8 % slower products at H >= 512 on Zen 4, since the tile of
-// the result is then loaded and stored twice as often; a quarter: 15 %.
+// Scalars of K that one pass over a panel takes: 4 x 64 x 512 bytes, 128 KB in fp32 with AVX-512,
+// stay in L2 while the rows of a block pass, and 6 rows of A, 12 KB, in L1. Half of it: 4-8 %
+// slower products at H >= 512 on Zen 4, since the tile of the result is then loaded and stored
+// twice as often; a quarter: 15 %.
 template <class S>
 constexpr int64_t kBlockK = 2048 / static_cast<int64_t>(sizeof(S));
 constexpr int64_t kBlockRows = 120;  // rows of A that pass, a multiple of every kMaxRows: 240 KB
@@ -23,7 +25,9 @@ template <class S>
 class RowCursor {
  public:
   FASTLSTM_INLINE RowCursor(const Rows<S>& rows, int64_t k)
-      : rows_(rows), column_(k % rows.inner), line_(rows.ptr + (k / rows.inner) * rows.outer_stride) {}
+      : rows_(rows),
+        column_(k % rows.inner),
+        line_(rows.ptr + (k / rows.inner) * rows.outer_stride) {}
   FASTLSTM_INLINE S* next() {
     S* row = line_ + column_ * rows_.inner_stride;
     if (++column_ == rows_.inner) {
@@ -66,13 +70,15 @@ FASTLSTM_INLINE void clear(V (&acc)[MR][NV]) {
   }
 }
 
-// Terms that one accumulator sums before it is added to the total. With one chain over all of K the largest error of some
-// gradients was above twice torch's; with chains of 128 the mean error is 0.5 to 0.9 of torch's, for 1 % of the time.
+// Terms that one accumulator sums before it is added to the total. With one chain over all of K the
+// largest error of some gradients was above twice torch's; with chains of 128 the mean error is 0.5
+// to 0.9 of torch's, for 1 % of the time.
 constexpr int64_t kChain = 128;
 
 // acc[r][v] = sum_k a[r][k] * b[k][v]
 template <class V, int MR, int NV, class A>
-FASTLSTM_INLINE void multiply(const A& a, const typename V::scalar* b, int64_t K, V (&acc)[MR][NV]) {
+FASTLSTM_INLINE void multiply(const A& a, const typename V::scalar* b, int64_t K,
+                              V (&acc)[MR][NV]) {
   V total[MR][NV];
   clear(acc);
   for (int64_t k0 = 0; k0 < K; k0 += kChain) {
@@ -81,7 +87,8 @@ FASTLSTM_INLINE void multiply(const A& a, const typename V::scalar* b, int64_t K
 #pragma GCC unroll 8
       for (int r = 0; r < MR; ++r) {
 #pragma GCC unroll 8
-        for (int v = 0; v < NV; ++v) total[r][v] = k0 == kChain ? acc[r][v] : total[r][v] + acc[r][v];
+        for (int v = 0; v < NV; ++v)
+          total[r][v] = k0 == kChain ? acc[r][v] : total[r][v] + acc[r][v];
       }
       clear(acc);
     }
@@ -109,10 +116,12 @@ FASTLSTM_INLINE void multiply(const A& a, const typename V::scalar* b, int64_t K
   }
 }
 
-// partial (+)= acc, between two blocks of K. Each block is summed from zero: the rounding error of a product then grows with
-// the length of a block and the number of blocks, not with K, as in a blocked matrix product.
+// partial (+)= acc, between two blocks of K. Each block is summed from zero: the rounding error of
+// a product then grows with the length of a block and the number of blocks, not with K, as in a
+// blocked matrix product.
 template <class V, int MR, int NV>
-FASTLSTM_INLINE void add_tile(const V (&acc)[MR][NV], typename V::scalar* partial, bool first_block) {
+FASTLSTM_INLINE void add_tile(const V (&acc)[MR][NV], typename V::scalar* partial,
+                              bool first_block) {
 #pragma GCC unroll 8
   for (int r = 0; r < MR; ++r) {
 #pragma GCC unroll 8
@@ -137,8 +146,22 @@ FASTLSTM_INLINE void with_constant(int n, F&& f) {
 }
 
 // Part i of n parts of [begin, end), as even as can be.
-FASTLSTM_INLINE int64_t part(int64_t begin, int64_t end, int64_t i, int64_t n) { return begin + (end - begin) * i / n; }
-FASTLSTM_INLINE int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+FASTLSTM_INLINE int64_t part(int64_t begin, int64_t end, int64_t i, int64_t n) {
+  return begin + (end - begin) * i / n;
+}
+constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+// Cuts rows into tiles of at most kMaxRows, evenly (32 rows: 6 6 5 5 5 5), and calls f(first row,
+// number of rows) with the number as a compile-time constant.
+template <class V, class F>
+FASTLSTM_INLINE void for_each_tile(int64_t rows, F&& f) {
+  const int64_t tiles = ceil_div(rows, V::kMaxRows);
+  for (int64_t tile = 0; tile < tiles; ++tile) {
+    const int64_t row = part(0, rows, tile, tiles);
+    with_constant<V::kMaxRows>(static_cast<int>(part(0, rows, tile + 1, tiles) - row),
+                               [&](auto count) { f(row, count); });
+  }
+}
 
 FASTLSTM_ISA_LOCAL_END
 }  // namespace fastlstm
