@@ -1,20 +1,13 @@
 """The functional API: a whole stack of layers as one call, weights passed in."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from fastlstm.autograd import lstm_layer
-
-
-class LSTMStates(NamedTuple):
-    """Every hidden and cell state of a call: one tensor a layer, each laid out as ``output`` is."""
-
-    h: tuple[Tensor, ...]
-    c: tuple[Tensor, ...]
+from fastlstm.reference import LSTMStates
 
 
 def lstm(

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
-class States(NamedTuple):
+class LSTMStates(NamedTuple):
     """Every hidden and cell state of a call: one tensor a layer, each laid out as ``output`` is."""
 
     h: tuple[Tensor, ...]
@@ -78,7 +78,7 @@ def lstm(
     training: bool = False,
     embedding: Tensor | None = None,
     return_states: bool = False,
-) -> tuple[Tensor, tuple[Tensor, Tensor]] | tuple[Tensor, tuple[Tensor, Tensor], States]:
+) -> tuple[Tensor, tuple[Tensor, Tensor]] | tuple[Tensor, tuple[Tensor, Tensor], LSTMStates]:
     """Run a stack of LSTM layers; same arguments and results as :func:`fastlstm.functional.lstm`.
 
     D is 2 if ``bidirectional``, else 1.
@@ -104,7 +104,7 @@ def lstm(
     Returns:
         ``(output, (h_n, c_n))``, where ``output`` is ``[T, N, D * H]`` in the layout of ``input``,
         and ``h_n`` and ``c_n`` are shaped as ``hx``. With ``return_states``, a third element
-        :class:`States`, taken before dropout.
+        :class:`LSTMStates`, taken before dropout.
 
     Raises:
         IndexError: a token id is negative or not less than I (or V).
@@ -155,7 +155,9 @@ def lstm(
     output = laid_out_as_input(x)
     if not return_states:
         return output, (h_n, c_n)
-    states = States(tuple(map(laid_out_as_input, layer_h)), tuple(map(laid_out_as_input, layer_c)))
+    states = LSTMStates(
+        tuple(map(laid_out_as_input, layer_h)), tuple(map(laid_out_as_input, layer_c))
+    )
     return output, (h_n, c_n), states
 
 
