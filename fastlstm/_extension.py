@@ -1,9 +1,12 @@
 """Loads the compiled kernels, or says how to build them. There is no slow fallback."""
 
-import torch  # noqa: F401  (first: the extension links against torch's libraries and its OpenMP runtime)
+import importlib
+
+import torch  # first: the extension links against torch's libraries and its OpenMP runtime
 
 try:
-    from fastlstm import _C
+    # Not `from fastlstm import _C`, whose error would speak of a circular import.
+    _C = importlib.import_module("fastlstm._C")
 except ImportError as error:
     raise ImportError(
         "fastlstm._C, the compiled part of fastlstm, cannot be loaded for this Python and torch"
