@@ -47,7 +47,7 @@ def lstm(
             training only; drawn from torch's generator. Default: 0.
         training: apply ``dropout``.
         embedding: ``[V, I]``, the table that integer ``input`` indexes. It is projected once by
-            w_ih, V rows of work instead of T * N.
+            w_ih, V rows of work instead of T * N, unless V is larger than T * N.
         return_states: also return the states of every step.
 
     Returns:
@@ -62,6 +62,9 @@ def lstm(
             input.
     """
     input, embedding, is_tokens = _check_input(input, embedding)
+    if embedding is not None and embedding.size(0) > input.numel():
+        # A table of more rows than there are tokens costs more to project than its rows in use.
+        input, embedding, is_tokens = _looked_up(input, embedding), None, False
     is_batched = input.dim() == (2 if is_tokens else 3)
     batch_first = batch_first and is_batched
     x = input if is_batched else input.unsqueeze(1)
@@ -134,6 +137,17 @@ def _check_input(input: Tensor, embedding: Tensor | None) -> tuple[Tensor, Tenso
     if is_tokens and input.dtype != torch.int64:
         input = input.long()
     return input, embedding, is_tokens
+
+
+def _looked_up(tokens: Tensor, embedding: Tensor) -> Tensor:
+    rows = embedding.size(0)
+    if not tokens.is_meta and tokens.numel() > 0:
+        low, high = (int(t) for t in torch.aminmax(tokens))
+        if low < 0 or high >= rows:
+            raise IndexError(
+                f"input must hold token ids in [0, {rows}), got {low if low < 0 else high}"
+            )
+    return F.embedding(tokens, embedding)
 
 
 def _dtypes(weight: Tensor) -> tuple[torch.dtype, torch.dtype | None]:

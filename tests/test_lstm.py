@@ -82,6 +82,24 @@ def test_parity_over_long_sequences(case: Case, dtype: torch.dtype) -> None:
     assert_parity(case, dtype)
 
 
+# The kernels work a sequence off in chunks of 4 MB of gates: 6 MB of them in float32, 12 in float64.
+CHUNKED = Case(90, 40, 3, 100, bidirectional=True, batch_first=True)
+
+
+@dtypes
+def test_parity_over_several_chunks(dtype: torch.dtype) -> None:
+    assert_parity(CHUNKED, dtype)
+
+
+def test_token_ids_over_several_chunks() -> None:
+    assert_parity(
+        CHUNKED,
+        torch.float32,
+        change=lambda values: _tokens(CHUNKED, values, CHUNKED.I),
+        baseline=_theirs_on_one_hot,
+    )
+
+
 @pytest.mark.paths
 @pytest.mark.parametrize(
     "outputs",

@@ -307,24 +307,36 @@ void weight_grad(const WeightGrad<typename V::scalar>& p, int thread, int thread
   }
 }
 
-// Threads share the columns, so every sum runs over the rows in one order.
+constexpr int64_t kSegmentVectors = 8;  // a table of 65 rows x 128 floats stays in L1
+
+// Threads share the columns, so every sum runs over the rows in one order. In two levels, against
+// the rounding error of one long sum: blocks of about sqrt(K V) rows, so that a token has about as
+// many terms in a block as there are blocks. With a large vocabulary there is one block.
 template <class V>
 void segment_sum(const SegmentSum<typename V::scalar>& p, int thread, int threads) {
   using S = typename V::scalar;
-  constexpr int64_t kBlock = 8 * V::kLanes;  // a table of 65 rows x 128 floats stays in L1
+  constexpr int64_t kColumns = kSegmentVectors * V::kLanes;
   const int64_t vectors = ceil_div(p.M, V::kLanes);
   const int64_t m_begin = part(0, vectors, thread, threads) * V::kLanes;
   const int64_t share_end = part(0, vectors, thread + 1, threads) * V::kLanes;
   const int64_t m_end = share_end < p.M ? share_end : p.M;
-  for (int64_t m0 = m_begin; m0 < m_end; m0 += kBlock) {
-    const int64_t m1 = m_end - m0 < kBlock ? m_end : m0 + kBlock;
-    for (int64_t k = 0; k < p.K; ++k) {
-      S* sum = p.table + p.tokens[k] * p.M;
-      const S* d = p.d + k * p.d_stride;
-      for (int64_t m = m0; m < m1; m += V::kLanes) {
-        const int n = m1 - m < V::kLanes ? static_cast<int>(m1 - m) : V::kLanes;
-        (V::load(sum + m, n) + V::load(d + m, n)).store(sum + m, n);
+  const int64_t block = p.V + static_cast<int64_t>(__builtin_sqrt(static_cast<double>(p.K * p.V)));
+  S* partial = p.workspace + thread * p.V * kColumns;
+  for (int64_t m0 = m_begin; m0 < m_end; m0 += kColumns) {
+    const int64_t columns = m_end - m0 < kColumns ? m_end - m0 : kColumns;
+    // Adds a row of `columns` scalars.
+    auto add = [&](const S* from, S* to) {
+      for (int64_t m = 0; m < columns; m += V::kLanes) {
+        const int n = columns - m < V::kLanes ? static_cast<int>(columns - m) : V::kLanes;
+        (V::load(to + m, n) + V::load(from + m, n)).store(to + m, n);
       }
+    };
+    for (int64_t k0 = 0; k0 < p.K; k0 += block) {
+      const int64_t k1 = p.K - k0 < block ? p.K : k0 + block;
+      for (int64_t i = 0; i < p.V * kColumns; i += V::kLanes) V::broadcast(0).store(partial + i);
+      for (int64_t k = k0; k < k1; ++k)
+        add(p.d + k * p.d_stride + m0, partial + p.tokens[k] * kColumns);
+      for (int64_t v = 0; v < p.V; ++v) add(partial + v * kColumns, p.table + v * p.M + m0);
     }
   }
 }

@@ -59,6 +59,7 @@ const Kernels<typename V::scalar>* kernels() {
   static constexpr Kernels<typename V::scalar> table = {
       V::kLanes,
       weight_grad_workspace<V>(),
+      kSegmentVectors * V::kLanes,
       pack_panels<V>,
       pack_gates<V>,
       packed_matmul<V>,

@@ -65,13 +65,16 @@ struct SegmentSum {
   int64_t d_stride;
   int64_t K, M;
   const int64_t* tokens;  // [K]
-  S* table;               // [V, M]
+  int64_t V;
+  S* table;      // [V, M]
+  S* workspace;  // [threads][V, segment_columns of the table of kernels]
 };
 
 template <class S>
 struct Kernels {
   int lanes;
   int64_t weight_grad_workspace;  // scalars a thread
+  int64_t segment_columns;        // columns of M that segment_sum takes at a time
   void (*pack_panels)(const PackPanels<S>&, int thread, int threads);
   void (*pack_gates)(const PackGates<S>&, int thread, int threads);
   void (*packed_matmul)(const PackedMatmul<S>&, int thread, int threads);

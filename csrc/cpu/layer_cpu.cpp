@@ -127,6 +127,8 @@ class Layer {
       if (tokens_ && (needs.weights || needs.embedding))
         dtable[d] = at::zeros({table_rows(), G_}, input_.weights[d].w_ih.options());
     }
+    const Tensor segments =
+        dtable[0].defined() ? scratch(threads_ * table_rows() * k_.segment_columns) : Tensor();
     std::vector<bool> dx_written(chunk_.size(), false);
     const int64_t state_t_stride = N_ * D_ * H_, state_n_stride = D_ * H_;
 
@@ -175,9 +177,10 @@ class Layer {
           dx_written[chunk[d]] = true;
         }
         if (dtable[d].defined()) {
-          run(k_.segment_sum, SegmentSum<S>{b.dgates, dgates_stride_, rows, G_,
-                                            input_.x.const_data_ptr<int64_t>() + b.t_begin * N_,
-                                            dtable[d].data_ptr<S>()});
+          run(k_.segment_sum,
+              SegmentSum<S>{b.dgates, dgates_stride_, rows, G_,
+                            input_.x.const_data_ptr<int64_t>() + b.t_begin * N_, table_rows(),
+                            dtable[d].data_ptr<S>(), segments.data_ptr<S>()});
         }
         if (needs.weights)
           weight_grad(d, b, kept, dgates_rows, rows, i > 0, workspace, out.dweights[d]);
