@@ -4,9 +4,6 @@
 #include <torch/csrc/utils/pybind.h>
 
 #include <chrono>
-#include <cmath>
-#include <cstring>
-#include <limits>
 
 #include "cpu/dispatch.h"
 #include "cpu/schedule.h"
@@ -88,66 +85,6 @@ Tensor activation(const std::string& name, const Tensor& x, const std::string& c
   return out;
 }
 
-// Error in units of the last place of the true value; below the smallest normal number the unit no
-// longer shrinks.
-double ulp_error(float got, double want) {
-  if (std::isnan(want)) return std::isnan(got) ? 0 : std::numeric_limits<double>::infinity();
-  const double magnitude =
-      std::max(std::abs(want), static_cast<double>(std::numeric_limits<float>::min()));
-  return std::abs(got - want) / std::ldexp(1.0, std::ilogb(magnitude) - 23);
-}
-
-// Every fp32 value x in [-limit, limit] and the NaNs, against double. Results below 2^-125 count as
-// zero: the kernels flush.
-py::dict check_activation(const std::string& name, const std::string& capability) {
-  const int which = activation_index(name);
-  const cpu::Kernels<float>& kernels = cpu::kernels<float>(capability);
-  double max_ulp = 0;
-  float worst = 0;
-  int64_t tested = 0;
-  {
-    py::gil_scoped_release release;
-    constexpr int64_t kBlock = 1 << 16;
-    const int team_size = cpu::num_threads();
-    std::vector<double> ulps(team_size, 0.0);
-    std::vector<float> worsts(team_size, 0.f);
-    std::vector<int64_t> counts(team_size, 0);
-    cpu::run_team(team_size, [&](int thread, int team) {
-      std::vector<float> x(kBlock), y(kBlock);
-      for (int64_t block = thread; block < (int64_t(1) << 32) / kBlock; block += team) {
-        for (int64_t i = 0; i < kBlock; ++i) {
-          const uint32_t bits = static_cast<uint32_t>(block * kBlock + i);
-          std::memcpy(&x[i], &bits, sizeof bits);
-        }
-        kernels.activation(which, x.data(), y.data(), kBlock);
-        for (int64_t i = 0; i < kBlock; ++i) {
-          const double v = x[i];
-          // exp is only used, and defined, where neither it nor its reciprocal leaves the normal
-          // numbers.
-          if (which == 0 && std::abs(v) > 87.0) continue;
-          double want = which == 0   ? std::exp(v)
-                        : which == 1 ? 1 / (1 + std::exp(-v))
-                                     : std::tanh(v);
-          ++counts[thread];
-          if (std::abs(want) < std::ldexp(1.0, -125) && std::abs(y[i]) < std::ldexp(1.0, -125))
-            continue;
-          const double error = ulp_error(y[i], want);
-          if (!(error <= ulps[thread])) ulps[thread] = error, worsts[thread] = x[i];
-        }
-      }
-    });
-    for (int t = 0; t < team_size; ++t) {
-      tested += counts[t];
-      if (ulps[t] > max_ulp) max_ulp = ulps[t], worst = worsts[t];
-    }
-  }
-  py::dict result;
-  result["max_ulp"] = max_ulp;
-  result["worst_input"] = worst;
-  result["tested"] = tested;
-  return result;
-}
-
 py::list schedule(int64_t num_steps, int64_t batch_size, int64_t hidden_size, int num_directions,
                   int num_threads, int lanes) {
   (void)num_steps;  // the plan is the same for every step
@@ -209,9 +146,6 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
         py::arg("num_threads"), py::arg("lanes"));
   m.def("activation", &activation, "exp, sigmoid or tanh of the kernels, element by element",
         py::arg("name"), py::arg("x"), py::arg("capability"));
-  m.def("check_activation", &check_activation,
-        "Largest error of an activation over every fp32 value, in ULP", py::arg("name"),
-        py::arg("capability"));
   m.def(
       "fma_peak",
       [](const std::string& dtype, int threads, double seconds) {

@@ -59,7 +59,6 @@ struct RecurrenceFwd {
   int64_t N, H;
   int64_t h_t_stride, h_n_stride;
   int64_t c_t_stride, c_n_stride;
-  int num_directions;
   FwdDirection<S> direction[kMaxDirections];
 };
 
@@ -67,7 +66,7 @@ template <class S>
 struct BwdDirection {
   bool reverse;
   int64_t t_begin, t_end;  // the steps of this call, t_end - 1 first unless reverse
-  const S* w_hh_packed;    // panels of [G * H, H], see packed_matmul
+  const S* w_hh_packed;    // panels of [G * H, H], PackPanels
   const S* gates;          // [t_end - t_begin, N, G * H] from forward
   const S* c;              // c of step 0, strides below; c of the step before step 0 holds c0
   const S* dy;             // gradient of h, step 0: [T, N, H], strides below; null: zero
@@ -87,7 +86,6 @@ struct RecurrenceBwd {
   int64_t dy_t_stride, dy_n_stride;
   int64_t dc_seq_t_stride, dc_seq_n_stride;
   int64_t dgates_stride;
-  int num_directions;
   BwdDirection<S> direction[kMaxDirections];
 };
 

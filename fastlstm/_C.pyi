@@ -12,11 +12,6 @@ class Share(TypedDict):
     group: int
     group_size: int
 
-class ActivationError(TypedDict):
-    max_ulp: float
-    worst_input: float
-    tested: int
-
 def lstm_layer_fwd(
     x: Tensor,
     embedding: Tensor | None,
@@ -60,5 +55,4 @@ def schedule(
     lanes: int,
 ) -> list[list[Share]]: ...
 def activation(name: str, x: Tensor, capability: str) -> Tensor: ...
-def check_activation(name: str, capability: str) -> ActivationError: ...
 def fma_peak(dtype: str, threads: int, seconds: float) -> float: ...

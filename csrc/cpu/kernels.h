@@ -8,9 +8,18 @@
 namespace fastlstm {
 namespace cpu {
 
+constexpr int kPanelVectors = 4;  // widest panel: with kMaxRows rows it fills the register file
+
+// Panels that `vectors` vectors of columns are cut into: an even number where there are several, so
+// that two threads can share them evenly. Static, so that no file gets another's instruction set.
+static constexpr int64_t panel_count(int64_t vectors) {
+  return vectors <= kPanelVectors ? (vectors > 0 ? 1 : 0)
+                                  : 2 * ((vectors + 2 * kPanelVectors - 1) / (2 * kPanelVectors));
+}
+
 // A matrix B [K, N] as the register tile wants to read it: its columns in panels of 1 to 4 vectors,
 // each panel [K][vectors][lanes] and zero beyond column N. Panel p of P holds vectors [p * V / P,
-// (p + 1) * V / P) of V = ceil(N / lanes); P is schedule.h's panel_boundaries.
+// (p + 1) * V / P) of V = ceil(N / lanes); P = panel_count(V).
 template <class S>
 struct PackPanels {
   const S* b;

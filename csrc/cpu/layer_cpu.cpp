@@ -81,7 +81,6 @@ class Layer {
       p.h_n_stride = D_ * H_;
       p.c_t_stride = keep_c ? p.h_t_stride : 0;
       p.c_n_stride = keep_c ? p.h_n_stride : H_;
-      p.num_directions = D_;
       for (int d = 0; d < D_; ++d) {
         FwdDirection<S>& f = p.direction[d];
         f.reverse = d == 1;
@@ -139,7 +138,6 @@ class Layer {
       p.c_t_stride = state_t_stride;
       p.c_n_stride = state_n_stride;
       p.dgates_stride = dgates_stride_;
-      p.num_directions = D_;
       if (grads.y) p.dy_t_stride = grads.y->stride(0), p.dy_n_stride = grads.y->stride(1);
       if (grads.c) p.dc_seq_t_stride = grads.c->stride(0), p.dc_seq_n_stride = grads.c->stride(1);
       size_t chunk[kMaxDirections] = {};

@@ -2,6 +2,8 @@
 
 #include <algorithm>
 
+#include "kernels.h"
+
 namespace fastlstm {
 namespace cpu {
 namespace {
@@ -11,7 +13,7 @@ int64_t part(int64_t n, int64_t i, int64_t parts) { return n * i / parts; }
 // A thread with fewer rows than this reads W_hh too often for what it computes: then the hidden
 // units are split instead, at the price of a barrier a step. While W_hh stays in the L2 of every
 // core, few rows are enough: N=8, H=200 is 1.14x faster by rows without gradient, 1.08x with; at
-// N=16, H=512 it is 4 % slower.
+// N=16, H=512 it is 4 % slower without gradient.
 int64_t min_rows_per_thread(int64_t hidden_size) {
   constexpr int64_t kCachedWeights = 200000;  // scalars of W_hh: 800 KB of a 1 MB L2 in fp32
   return 4 * hidden_size * hidden_size <= kCachedWeights ? 4 : 12;
@@ -24,11 +26,8 @@ constexpr int64_t kMinWorkPerThread = 30000;
 }  // namespace
 
 std::vector<int64_t> panel_boundaries(int64_t hidden_size, int lanes) {
-  constexpr int64_t kPanelVectors = 4;
   const int64_t vectors = (hidden_size + lanes - 1) / lanes;
-  // An even number of them where there are several, so that two threads can share them evenly.
-  const int64_t pairs = (vectors + 2 * kPanelVectors - 1) / (2 * kPanelVectors);
-  const int64_t panels = vectors <= kPanelVectors ? std::min<int64_t>(vectors, 1) : 2 * pairs;
+  const int64_t panels = panel_count(vectors);
   std::vector<int64_t> boundaries;
   for (int64_t p = 0; p <= panels; ++p) boundaries.push_back(part(vectors, p, panels));
   return boundaries;

@@ -51,7 +51,7 @@ class Config:
     epochs: float | None = None
     steps: int | None = None
 
-    eval_every: int = 0  # steps; 0: twenty times a run
+    eval_every: int = 0  # steps; 0: 15 times a run
     eval_chars: int = 16384  # of the validation split while training; the end scores all of it
     sample_every: int = 0  # steps; 0: six times a run, sooner at first
     sample_length: int = 200
