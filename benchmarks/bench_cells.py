@@ -1,6 +1,7 @@
 """Time one recurrent layer of several providers against each other, shape by shape.
 
     python benchmarks/bench_cells.py --grid full --mode train --csv rows.csv --plot ratios.png
+    python benchmarks/bench_cells.py --cells gru,rnn --dtype float32,bfloat16
 
 Each row is proved equal first (benchmarks/equality.py), then timed in alternating pairs
 (benchmarks/timing.py). Exit code: 0; 1 where a check is red or a required ratio is missed; 2 for a
@@ -10,8 +11,9 @@ wrong command line. benchmarks/README.md tells how to read the table.
 from __future__ import annotations
 
 import argparse
+import itertools
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,42 +21,36 @@ import torch
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))
 
-from benchmarks import cli, csv_rows, equality, plot
+from benchmarks import cli, csv_rows, equality, measure, plot
 from benchmarks.equality import Problem
-from benchmarks.machine import environment, fma_peak
-from benchmarks.providers import CELLS, PROVIDERS, Provider
-from benchmarks.shapes import GRIDS, Shape, flops
-from benchmarks.timing import Contender, PairStats, geometric_mean, measure_pairs, summarise
+from benchmarks.machine import environment
+from benchmarks.measure import Measured
+from benchmarks.providers import CELLS, PROVIDERS, Cell, Provider, why_missing
+from benchmarks.shapes import GRIDS, MODES, Shape, flops
+from benchmarks.timing import Contender, geometric_mean
 
-MODES = ("infer", "train")
-DTYPES = {"float32": torch.float32, "float64": torch.float64}
+DTYPES = {
+    "float32": torch.float32,
+    "float64": torch.float64,
+    "bfloat16": torch.bfloat16,
+}
 COLUMNS = (
     ("T", 4),
     ("N", 4),
     ("I", 4),
     ("H", 4),
     ("provider", -12),
-    ("base ms", 9),
-    ("ms", 9),
-    ("ratio", 6),
-    ("p10", 6),
-    ("p90", 6),
-    ("IQR", 6),
-    ("GFLOP/s", 8),
-    ("% peak", 6),
-    ("pairs", 6),
+    *measure.COLUMNS,
 )
 
 
 @dataclass(frozen=True)
 class Row:
-    """One measured shape of one provider; peak_percent is None where there is no peak."""
+    """One measured shape of one provider."""
 
     shape: Shape
     provider: str
-    stats: PairStats
-    gflops: float
-    peak_percent: float | None
+    measured: Measured
 
 
 def contender(problem: Problem, provider: Provider) -> Contender:
@@ -100,51 +96,37 @@ def bench_shape(
     for other in others:
         if failures[baseline.name] or failures[other.name]:
             continue
-        # Right before the row it belongs to: the clock of a shared machine drifts.
-        peak = fma_peak(problem.dtype, torch.get_num_threads())
-        pairs = measure_pairs(
-            contender(problem, baseline), contender(problem, other), seconds, seed=problem.seed
+        measured = measure.measure(
+            contender(problem, baseline),
+            contender(problem, other),
+            operations=flops(problem.cell.gates, problem.shape, problem.mode),
+            dtype=problem.dtype,
+            seconds=seconds,
+            seed=problem.seed,
         )
-        stats = summarise(pairs)
-        gflops = flops(problem.cell.gates, problem.shape, problem.mode) / (stats.ms * 1e6)
-        rows.append(
-            Row(problem.shape, other.name, stats, gflops, 100 * gflops / peak if peak else None)
-        )
+        rows.append(Row(problem.shape, other.name, measured))
     return rows, lines
 
 
-def table_cells(row: Row) -> list[str]:
-    stats = row.stats
-    return [
-        *map(str, row.shape),
-        row.provider,
-        cli.milliseconds(stats.baseline_ms),
-        cli.milliseconds(stats.ms),
-        cli.number(stats.ratio),
-        cli.number(stats.ratio_p10),
-        cli.number(stats.ratio_p90),
-        cli.number(stats.ratio_p75 - stats.ratio_p25),
-        cli.number(row.gflops, 1),
-        cli.number(row.peak_percent, 1),
-        str(stats.pairs),
-    ]
-
-
 def report(
+    what: str,
     rows: Sequence[Row],
     baseline: str,
     min_ratio: float | None,
     min_geomean: float | None,
 ) -> bool:
-    """Print geometric mean and minimum of each provider's ratios; False where one is missed."""
+    """Print geometric mean and minimum of each provider's ratios; False where one is missed.
+
+    what: cell, mode and dtype of the rows.
+    """
     met = True
     for provider in dict.fromkeys(row.provider for row in rows):
-        ratios = {row.shape: row.stats.ratio for row in rows if row.provider == provider}
+        ratios = {row.shape: row.measured.stats.ratio for row in rows if row.provider == provider}
         mean = geometric_mean(list(ratios.values()))
         worst = min(ratios, key=ratios.__getitem__)
         print(
-            f"{provider} against {baseline}: geometric mean {mean:.2f}x over {len(ratios)} shapes, "
-            f"minimum {ratios[worst]:.2f}x at {worst}"
+            f"{what}, {provider} against {baseline}: geometric mean {mean:.2f}x over {len(ratios)} "
+            f"shapes, minimum {ratios[worst]:.2f}x at {worst}"
         )
         if min_geomean is not None and mean < min_geomean:
             print(f"MISSED: geometric mean {mean:.3f}x is below {min_geomean:g}x")
@@ -172,20 +154,15 @@ def build_parser() -> argparse.ArgumentParser:
         help="this shape in place of a grid; may be repeated",
     )
     parser.add_argument("--mode", choices=MODES, help="default: infer, then train")
-    parser.add_argument(
-        "--cells",
-        type=cli.names_argument("cell", CELLS),
-        default=list(CELLS),
-        help=f"out of {','.join(CELLS)} (default: all)",
-    )
+    cli.add_choices(parser, "--cells", "cell", tuple(CELLS), default="lstm,gru,rnn")
     parser.add_argument(
         "--providers",
         type=cli.names_argument("provider", PROVIDERS),
-        default=["torch", "fastlstm"],
+        default="torch,fastlstm",
         help=f"out of {','.join(PROVIDERS)}; the first is the baseline of every ratio "
-        "(default: torch,fastlstm)",
+        "(default: %(default)s)",
     )
-    parser.add_argument("--dtype", choices=DTYPES, default="float32")
+    cli.add_choices(parser, "--dtype", "dtype", tuple(DTYPES), default="float32")
     parser.add_argument("--device", choices=("cpu",), default="cpu")
     cli.add_run_options(parser)
     parser.add_argument(
@@ -209,13 +186,59 @@ def check_arguments(parser: argparse.ArgumentParser, args: argparse.Namespace) -
         parser.error("argument --providers: needs a baseline and at least one more")
     for name in args.providers:
         for cell in args.cells:
-            try:
-                PROVIDERS[name].make(CELLS[cell], 1, 1)
-            except (ImportError, AttributeError) as error:
-                reason = str(error).partition("\n")[0]
-                parser.error(f"argument --providers: {name} cannot provide {cell}: {reason}")
+            reason = why_missing(PROVIDERS[name], CELLS[cell])
+            if reason is not None:
+                parser.error(f"argument --providers: {reason}")
     cli.check_csv(parser, args.csv)
     cli.check_plot(parser, args.plot)
+
+
+def bench_grid(
+    cell: Cell,
+    mode: str,
+    dtype: torch.dtype,
+    args: argparse.Namespace,
+    conditions: Mapping[str, str],
+) -> tuple[bool, list[dict[str, object]]]:
+    """Print the table of one cell, mode and dtype.
+
+    Returns whether every tensor is right and every required ratio met, and the rows as CSV.
+    """
+    providers = [PROVIDERS[name] for name in args.providers]
+    baseline = providers[0].name
+    what = f"{cell.name}, {mode}, {cli.dtype_name(dtype)}"
+    print(f"\n{what}: ratio = {baseline} ms / provider ms")
+    table = cli.Table(COLUMNS)
+    rows, failures, kept = [], [], []
+    for shape in args.shape or GRIDS[args.grid]:
+        problem = Problem(cell, shape, mode, dtype, args.device, args.seed)
+        found, wrong = bench_shape(problem, providers, args.seconds)
+        for row in found:
+            table.row([*map(str, shape), row.provider, *row.measured.table_cells()])
+        for line in wrong:
+            table.row([*map(str, shape), f"RED  {line}"])
+        new = [
+            cli.csv_row(
+                conditions,
+                cell=cell.name,
+                mode=mode,
+                provider=row.provider,
+                baseline=baseline,
+                shape=shape,
+                dtype=dtype,
+                stats=row.measured.stats,
+                gflops=row.measured.gflops,
+                peak_percent=row.measured.peak_percent,
+            )
+            for row in found
+        ]
+        if args.csv is not None and new:
+            csv_rows.append_rows(args.csv, new)
+        rows, failures, kept = rows + found, failures + wrong, kept + new
+    if failures:
+        print(f"{what}: no summary: {len(failures)} tensors are wrong")
+        return False, kept
+    return report(what, rows, baseline, args.min_ratio, args.min_geomean), kept
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -223,49 +246,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     check_arguments(parser, args)
     torch.set_num_threads(args.threads)
-    dtype = DTYPES[args.dtype]
-    providers = [PROVIDERS[name] for name in args.providers]
-    baseline = providers[0].name
     conditions = environment(args.device)
-    print(", ".join(f"{name} {value}" for name, value in conditions.items()))
+    cli.print_conditions(conditions)
 
     succeeded = True
     kept = []
-    for cell in (CELLS[name] for name in args.cells):
-        for mode in [args.mode] if args.mode else MODES:
-            print(f"\n{cell.name}, {mode}, {args.dtype}: ratio = {baseline} ms / provider ms")
-            table = cli.Table(COLUMNS)
-            rows, failures = [], []
-            for shape in args.shape or GRIDS[args.grid]:
-                problem = Problem(cell, shape, mode, dtype, args.device, args.seed)
-                measured, wrong = bench_shape(problem, providers, args.seconds)
-                for row in measured:
-                    table.row(table_cells(row))
-                for line in wrong:
-                    table.row([*map(str, shape), f"RED  {line}"])
-                new = [
-                    cli.csv_row(
-                        conditions,
-                        cell=cell.name,
-                        mode=mode,
-                        provider=row.provider,
-                        baseline=baseline,
-                        shape=shape,
-                        dtype=dtype,
-                        stats=row.stats,
-                        gflops=row.gflops,
-                        peak_percent=row.peak_percent,
-                    )
-                    for row in measured
-                ]
-                if args.csv is not None and new:
-                    csv_rows.append_rows(args.csv, new)
-                rows, failures, kept = rows + measured, failures + wrong, kept + new
-            if failures:
-                print(f"no summary: {len(failures)} tensors are wrong")
-                succeeded = False
-            else:
-                succeeded &= report(rows, baseline, args.min_ratio, args.min_geomean)
+    modes = [args.mode] if args.mode else MODES
+    for cell, dtype, mode in itertools.product(args.cells, args.dtype, modes):
+        good, new = bench_grid(CELLS[cell], mode, DTYPES[dtype], args, conditions)
+        succeeded, kept = succeeded and good, kept + new
 
     if args.plot is not None:
         drawn = kept if args.csv is None else csv_rows.read_rows(args.csv)

@@ -175,7 +175,7 @@ def main(argv: Sequence[str] | None = None, lstm_class: type[nn.Module] | None =
     cli.check_csv(parser, args.csv)
     torch.set_num_threads(args.threads)
     conditions = environment("cpu")
-    print(", ".join(f"{name} {value}" for name, value in conditions.items()))
+    cli.print_conditions(conditions)
     print(f"\nlstm, train, float32, T={T} N={N} H={H} V={V}: ratio = base ms / ms")
 
     table = cli.Table(COLUMNS)
@@ -201,12 +201,7 @@ def main(argv: Sequence[str] | None = None, lstm_class: type[nn.Module] | None =
         table.row(
             [
                 comparison.name,
-                cli.milliseconds(stats.baseline_ms),
-                cli.milliseconds(stats.ms),
-                cli.number(stats.ratio),
-                cli.number(stats.ratio_p10),
-                cli.number(stats.ratio_p90),
-                cli.number(stats.ratio_p75 - stats.ratio_p25),
+                *cli.ratio_cells(stats),
                 cli.number(comparison.target, 1),
                 str(stats.pairs),
                 "MISSED" if missed else "",

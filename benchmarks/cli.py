@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NoReturn
 
@@ -46,7 +46,7 @@ def positive_int(text: str) -> int:
     return int(text)
 
 
-def names_argument(what: str, known: Mapping[str, object]):
+def names_argument(what: str, known: Iterable[str]):
     """An argument type: distinct names out of `known`, separated by commas."""
 
     def parse(text: str) -> list[str]:
@@ -63,24 +63,44 @@ def names_argument(what: str, known: Mapping[str, object]):
     return parse
 
 
-def add_run_options(parser: argparse.ArgumentParser) -> None:
-    """--threads, --seconds, --seed and --csv: how to measure, and where to keep it."""
+def add_run_options(parser: argparse.ArgumentParser, *, seconds: float | None = 3.0) -> None:
+    """--threads, --seconds, --seed and --csv: how to measure, and where to keep it.
+
+    seconds: the default of --seconds; None leaves that option out.
+    """
     parser.add_argument(
         "--threads",
         type=positive_int,
         default=torch.get_num_threads(),
         help="CPU threads for every contender (default: torch's own choice, %(default)s)",
     )
-    parser.add_argument(
-        "--seconds",
-        type=positive_float,
-        default=3.0,
-        help="time for the pairs of one row, after checks and warm-up (default: %(default)s)",
-    )
+    if seconds is not None:
+        parser.add_argument(
+            "--seconds",
+            type=positive_float,
+            default=seconds,
+            help="time for the pairs of one row, after checks and warm-up (default: %(default)s)",
+        )
     parser.add_argument(
         "--seed", type=int, default=0, help="of weights, inputs and order (default: %(default)s)"
     )
     parser.add_argument("--csv", type=Path, metavar="FILE", help="append the rows to this file")
+
+
+def add_choices(
+    parser: argparse.ArgumentParser, option: str, what: str, known: Sequence[str], default: str
+) -> None:
+    """An option that takes distinct names out of `known`, separated by commas."""
+    parser.add_argument(
+        option,
+        type=names_argument(what, known),
+        default=default,
+        help=f"out of {','.join(known)} (default: %(default)s)",
+    )
+
+
+def print_conditions(conditions: Mapping[str, str]) -> None:
+    print(", ".join(f"{name} {value}" for name, value in conditions.items()))
 
 
 def check_csv(parser: argparse.ArgumentParser, path: Path | None) -> None:
@@ -123,14 +143,31 @@ class Table:
         print(self._line(cells), flush=True)
 
 
+def dtype_name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
 def number(value: float | None, digits: int = 2) -> str:
     """`value` with `digits` decimals, "n/a" for None."""
     return "n/a" if value is None else f"{value:.{digits}f}"
 
 
 def milliseconds(value: float) -> str:
-    """Four significant digits from a microsecond up, and no more than three decimals."""
-    return f"{value:.{3 if value < 10 else 2 if value < 100 else 1}f}"
+    """Three significant digits or more from a microsecond up."""
+    decimals = 5 if value < 0.1 else 3 if value < 10 else 2 if value < 100 else 1
+    return f"{value:.{decimals}f}"
+
+
+def ratio_cells(stats: PairStats) -> list[str]:
+    """The cells base ms, ms, ratio, p10, p90, IQR."""
+    return [
+        milliseconds(stats.baseline_ms),
+        milliseconds(stats.ms),
+        number(stats.ratio),
+        number(stats.ratio_p10),
+        number(stats.ratio_p90),
+        number(stats.ratio_p75 - stats.ratio_p25),
+    ]
 
 
 def csv_row(
@@ -154,7 +191,7 @@ def csv_row(
         "provider": provider,
         "baseline": baseline,
         **shape._asdict(),
-        "dtype": str(dtype).removeprefix("torch."),
+        "dtype": dtype_name(dtype),
         "pairs": stats.pairs,
         "ms": f"{stats.ms:.6g}",
         "ms_p10": f"{stats.ms_p10:.6g}",

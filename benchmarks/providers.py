@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -13,23 +14,39 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True)
 class Cell:
-    """A recurrent cell: its class in torch.nn and in fastlstm, its gates and its states."""
+    """A recurrent cell: its class in torch.nn and in fastlstm, its gates and its states.
+
+    options: what the constructor is given besides the sizes.
+    """
 
     name: str
     module: str
     gates: int
     states: tuple[str, ...]
+    options: Mapping[str, object] = field(default_factory=dict)
 
 
 CELLS: dict[str, Cell] = {
-    cell.name: cell for cell in (Cell("lstm", "LSTM", gates=4, states=("h", "c")),)
+    cell.name: cell
+    for cell in (
+        Cell("lstm", "LSTM", gates=4, states=("h", "c")),
+        Cell("gru", "GRU", gates=3, states=("h",)),
+        Cell("rnn", "RNN", gates=1, states=("h",)),
+        Cell("rnn_relu", "RNN", gates=1, states=("h",), options={"nonlinearity": "relu"}),
+    )
+}
+
+# The modules of a single step: LSTMCell as "lstm_cell", and so on.
+STEPS: dict[str, Cell] = {
+    f"{name}_cell": replace(cell, name=f"{name}_cell", module=f"{cell.module}Cell")
+    for name, cell in CELLS.items()
 }
 
 
 @dataclass(frozen=True)
 class Provider:
-    """`make(cell, input_size, hidden_size)` builds a one-layer module that is called, forward and
-    backward, inside `context`; ImportError where the provider is not installed."""
+    """`make(cell, input_size, hidden_size)` builds a module that is called, forward and backward,
+    inside `context`; ImportError where the provider is not installed."""
 
     name: str
     make: Callable[[Cell, int, int], nn.Module]
@@ -37,13 +54,13 @@ class Provider:
 
 
 def make_torch(cell: Cell, input_size: int, hidden_size: int) -> nn.Module:
-    return getattr(nn, cell.module)(input_size, hidden_size)
+    return getattr(nn, cell.module)(input_size, hidden_size, **cell.options)
 
 
 def make_fastlstm(cell: Cell, input_size: int, hidden_size: int) -> nn.Module:
     import fastlstm
 
-    return getattr(fastlstm, cell.module)(input_size, hidden_size)
+    return getattr(fastlstm, cell.module)(input_size, hidden_size, **cell.options)
 
 
 def make_reference(cell: Cell, input_size: int, hidden_size: int) -> nn.Module:
@@ -57,7 +74,7 @@ class ReferenceLayer(nn.Module):
         super().__init__()
         from fastlstm import reference
 
-        self._loop = getattr(reference, cell.name)
+        self._loop = partial(getattr(reference, cell.module.lower()), **cell.options)
         for name, parameter in layer.named_parameters():
             self.register_parameter(name, parameter)
 
@@ -89,3 +106,13 @@ PROVIDERS: dict[str, Provider] = {
         Provider("reference", make_reference),
     )
 }
+
+
+def why_missing(provider: Provider, cell: Cell) -> str | None:
+    """One line that says why `provider` has no such module; None where it has one."""
+    try:
+        provider.make(cell, 1, 1)
+    except (ImportError, AttributeError) as error:
+        reason = str(error).partition("\n")[0]
+        return f"{provider.name} cannot provide {cell.name}: {reason}"
+    return None

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+MODES = ("infer", "train")
+
 
 class Shape(NamedTuple):
     """Sizes of one problem: T steps, batch N, I input features, H hidden units."""
@@ -55,15 +57,18 @@ def parse_shape(text: str) -> Shape:
     return Shape(*sizes)
 
 
-def flops(gates: int, shape: Shape, mode: str) -> int:
-    """Floating-point operations of one call of a one-layer cell with `gates` gates (LSTM: 4).
+def flops(gates: int, shape: Shape, mode: str, rows: int | None = None) -> int:
+    """Floating-point operations of one call of a one-layer cell with `gates` gates: 4 for an
+    LSTM, 3 for a GRU, 1 for an RNN.
 
     Forward: a multiply and an add for every weight of W_ih [gates*H, I] and W_hh [gates*H, H] in
     every one of the T*N rows, so 2 * gates*H * (I+H) * T*N. Training is three times that: backward
     multiplies by the transposed weights once (dx, dh) and accumulates the weights' own gradients
     once. Biases, activations and the elementwise cell update are left out.
 
-    mode: "infer" (forward) or "train" (forward and backward).
+    mode: "infer" (forward) or "train" (forward and backward). rows: how many rows are computed
+    where sequences differ in length; T*N where None.
     """
-    forward = 2 * gates * shape.H * (shape.I + shape.H) * shape.T * shape.N
+    rows = shape.T * shape.N if rows is None else rows
+    forward = 2 * gates * shape.H * (shape.I + shape.H) * rows
     return {"infer": 1, "train": 3}[mode] * forward

@@ -14,7 +14,7 @@ import random
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 MIN_PAIRS = 5
 MIN_WARMUPS = 2
@@ -23,12 +23,16 @@ WARMUP_SHARE = 0.1
 
 @dataclass(frozen=True)
 class Contender:
-    """What is timed: `run`, inside `context`, after `prepare`; only `run` is on the clock."""
+    """What is timed: `run`, inside `context`, after `prepare`; only `run` is on the clock.
+
+    calls: how many calls `run` makes; its time is divided by that.
+    """
 
     name: str
     run: Callable[[], object]
     prepare: Callable[[], None] = lambda: None
     context: Callable[[], AbstractContextManager] = nullcontext
+    calls: int = 1
 
 
 @dataclass(frozen=True)
@@ -103,7 +107,7 @@ def measure_pairs(
 
 
 def time_once(contender: Contender, clock: Callable[[], float]) -> float:
-    """One call of `contender.run`, in seconds of `clock`."""
+    """One call of `contender`, in seconds of `clock`."""
     contender.prepare()
     with contender.context():
         start = clock()
@@ -111,7 +115,7 @@ def time_once(contender: Contender, clock: Callable[[], float]) -> float:
         result = contender.run()
         elapsed = clock() - start
     del result
-    return elapsed
+    return elapsed / contender.calls
 
 
 def summarise(pairs: Sequence[tuple[float, float]]) -> PairStats:
@@ -131,6 +135,12 @@ def summarise(pairs: Sequence[tuple[float, float]]) -> PairStats:
         ratio_p75=percentile(ratios, 75),
         ratio_p90=percentile(ratios, 90),
     )
+
+
+def scaled(stats: PairStats, factor: float) -> PairStats:
+    """`stats` with its ratios multiplied by `factor`: of times per unit of work, say."""
+    names = ("ratio", "ratio_p10", "ratio_p25", "ratio_p75", "ratio_p90")
+    return replace(stats, **{name: factor * getattr(stats, name) for name in names})
 
 
 @contextlib.contextmanager

@@ -5,6 +5,7 @@
 
 #include <chrono>
 
+#include "cell.h"
 #include "cpu/dispatch.h"
 #include "cpu/schedule.h"
 #include "layer.h"
@@ -16,48 +17,100 @@ namespace {
 
 using OptionalTensor = std::optional<Tensor>;
 
-// weights: w_ih, w_hh, b_ih, b_hh of each direction, one after the other.
-LayerInput layer_input(const Tensor& x, const OptionalTensor& embedding, const OptionalTensor& h0,
-                       const OptionalTensor& c0, const std::vector<OptionalTensor>& weights) {
-  TORCH_CHECK(weights.size() % 4 == 0,
-              "weights must hold w_ih, w_hh, b_ih, b_hh for each direction, got ", weights.size(),
-              " tensors");
-  LayerInput input{x, embedding, h0, c0, {}};
-  for (size_t i = 0; i < weights.size(); i += 4) {
+CellKind cell_kind(const std::string& mode) {
+  for (int kind = 0; kind < kNumCells; ++kind) {
+    if (mode == kCellTraits[kind].mode) return static_cast<CellKind>(kind);
+  }
+  TORCH_CHECK_VALUE(false, "mode must be LSTM, GRU, RNN_TANH or RNN_RELU, got ", mode);
+}
+
+// An absent tensor is None in Python.
+OptionalTensor present(const Tensor& t) { return t.defined() ? OptionalTensor(t) : std::nullopt; }
+
+// weights: w_ih, w_hh, b_ih, b_hh, w_hr of each direction, one after the other.
+LayerInput layer_input(const std::string& mode, const Tensor& x, const OptionalTensor& embedding,
+                       const OptionalTensor& h0, const OptionalTensor& c0,
+                       const std::vector<OptionalTensor>& weights,
+                       const OptionalTensor& batch_sizes, const OptionalTensor& lengths,
+                       const OptionalTensor& reset) {
+  TORCH_CHECK(weights.size() % 5 == 0,
+              "weights must hold w_ih, w_hh, b_ih, b_hh, w_hr for each direction, got ",
+              weights.size(), " tensors");
+  LayerInput input{cell_kind(mode), x, embedding, h0, c0, {}, batch_sizes, lengths, reset};
+  for (size_t i = 0; i < weights.size(); i += 5) {
     TORCH_CHECK(weights[i] && weights[i + 1], "w_ih and w_hh must not be None");
-    input.weights.push_back({*weights[i], *weights[i + 1], weights[i + 2], weights[i + 3]});
+    input.weights.push_back(
+        {*weights[i], *weights[i + 1], weights[i + 2], weights[i + 3], weights[i + 4]});
   }
   return input;
 }
 
-py::tuple layer_fwd(const Tensor& x, const OptionalTensor& embedding, const OptionalTensor& h0,
-                    const OptionalTensor& c0, const std::vector<OptionalTensor>& weights,
-                    int keep) {
+py::tuple py_layer_fwd(const std::string& mode, const Tensor& x, const OptionalTensor& embedding,
+                       const OptionalTensor& h0, const OptionalTensor& c0,
+                       const std::vector<OptionalTensor>& weights,
+                       const OptionalTensor& batch_sizes, const OptionalTensor& lengths,
+                       const OptionalTensor& reset, int keep) {
   LayerOutput out;
   {
     py::gil_scoped_release release;
-    out = lstm_layer_fwd(layer_input(x, embedding, h0, c0, weights), static_cast<Keep>(keep));
+    out = layer_fwd(layer_input(mode, x, embedding, h0, c0, weights, batch_sizes, lengths, reset),
+                    static_cast<Keep>(keep));
   }
-  return py::make_tuple(out.h, out.c, out.gates, out.h_n, out.c_n);
+  return py::make_tuple(out.h, out.c, out.reserve, out.h_n, out.c_n);
 }
 
-py::tuple layer_bwd(const Tensor& x, const OptionalTensor& embedding, const OptionalTensor& h0,
-                    const OptionalTensor& c0, const std::vector<OptionalTensor>& weights,
-                    const Tensor& h, const Tensor& c, const Tensor& gates,
-                    const OptionalTensor& grad_y, const OptionalTensor& grad_c,
-                    const OptionalTensor& grad_h_n, const OptionalTensor& grad_c_n, bool needs_x,
-                    bool needs_embedding, bool needs_state, bool needs_weights) {
+py::tuple py_layer_bwd(const std::string& mode, const Tensor& x, const OptionalTensor& embedding,
+                       const OptionalTensor& h0, const OptionalTensor& c0,
+                       const std::vector<OptionalTensor>& weights,
+                       const OptionalTensor& batch_sizes, const OptionalTensor& lengths,
+                       const OptionalTensor& reset, const Tensor& h, const Tensor& c,
+                       const Tensor& reserve, const OptionalTensor& grad_y,
+                       const OptionalTensor& grad_c, const OptionalTensor& grad_h_n,
+                       const OptionalTensor& grad_c_n, bool needs_x, bool needs_embedding,
+                       bool needs_state, bool needs_weights) {
   LayerGrads g;
   {
     py::gil_scoped_release release;
-    g = lstm_layer_bwd(layer_input(x, embedding, h0, c0, weights),
-                       {h, c, gates, Tensor(), Tensor()}, {grad_y, grad_c, grad_h_n, grad_c_n},
-                       {needs_x, needs_embedding, needs_state, needs_weights});
+    g = layer_bwd(layer_input(mode, x, embedding, h0, c0, weights, batch_sizes, lengths, reset),
+                  {h, c, reserve, Tensor(), Tensor()}, {grad_y, grad_c, grad_h_n, grad_c_n},
+                  {needs_x, needs_embedding, needs_state, needs_weights});
   }
-  py::list dweights;
-  for (const DirectionWeights& dw : g.dweights)
-    dweights.append(py::make_tuple(dw.w_ih, dw.w_hh, *dw.b_ih));
-  return py::make_tuple(g.dx, g.dembedding, g.dh0, g.dc0, dweights);
+  std::vector<OptionalTensor> dweights;
+  for (const DirectionWeights& dw : g.dweights) {
+    for (const OptionalTensor& t :
+         {OptionalTensor(dw.w_ih), OptionalTensor(dw.w_hh), dw.b_ih, dw.b_hh, dw.w_hr})
+      dweights.push_back(t);
+  }
+  return py::make_tuple(present(g.dx), present(g.dembedding), present(g.dh0), present(g.dc0),
+                        dweights);
+}
+
+py::tuple py_cell_fwd(const std::string& mode, const Tensor& x, const Tensor& h,
+                      const OptionalTensor& c, const Tensor& w_ih, const Tensor& w_hh,
+                      const OptionalTensor& b_ih, const OptionalTensor& b_hh, bool keep) {
+  CellOutput out;
+  {
+    py::gil_scoped_release release;
+    out = cell_fwd({cell_kind(mode), x, h, c, w_ih, w_hh, b_ih, b_hh}, keep);
+  }
+  return py::make_tuple(out.h, present(out.c), present(out.reserve));
+}
+
+py::tuple py_cell_bwd(const std::string& mode, const Tensor& x, const Tensor& h,
+                      const OptionalTensor& c, const Tensor& w_ih, const Tensor& w_hh,
+                      const OptionalTensor& b_ih, const OptionalTensor& b_hh, const Tensor& h_out,
+                      const OptionalTensor& c_out, const Tensor& reserve,
+                      const OptionalTensor& grad_h, const OptionalTensor& grad_c, bool needs_x,
+                      bool needs_h, bool needs_c, bool needs_weights) {
+  CellGrads g;
+  {
+    py::gil_scoped_release release;
+    g = cell_bwd({cell_kind(mode), x, h, c, w_ih, w_hh, b_ih, b_hh},
+                 {h_out, c_out.value_or(Tensor()), reserve}, grad_h, grad_c,
+                 {needs_x, needs_h, needs_c, needs_weights});
+  }
+  return py::make_tuple(present(g.dx), present(g.dh), present(g.dc), present(g.dw_ih),
+                        present(g.dw_hh), present(g.db_ih), present(g.db_hh));
 }
 
 constexpr const char* kActivations[] = {"exp", "sigmoid", "tanh"};
@@ -85,18 +138,17 @@ Tensor activation(const std::string& name, const Tensor& x, const std::string& c
   return out;
 }
 
-py::list schedule(int64_t num_steps, int64_t batch_size, int64_t hidden_size, int num_directions,
-                  int num_threads, int lanes) {
-  (void)num_steps;  // the plan is the same for every step
+py::list schedule(int64_t batch_size, int64_t hidden_size, int gates, int num_directions,
+                  bool ragged, int num_threads, int lanes) {
   TORCH_CHECK_VALUE(num_threads > 0 && lanes > 0, "num_threads and lanes must be positive, got ",
                     num_threads, " and ", lanes);
+  const cpu::ScheduleProblem problem{batch_size, hidden_size, gates, num_directions, ragged};
   py::list threads;
-  for (const std::vector<Share>& shares :
-       cpu::schedule(batch_size, hidden_size, num_directions, num_threads, lanes)) {
+  for (const std::vector<Share>& shares : cpu::schedule(problem, num_threads, lanes)) {
     py::list list;
     for (const Share& s : shares) {
       list.append(py::dict(py::arg("direction") = s.direction, py::arg("row_begin") = s.row_begin,
-                           py::arg("row_end") = s.row_end,
+                           py::arg("row_end") = s.row_end, py::arg("row_step") = s.row_step,
                            py::arg("unit_begin") = std::min(s.vector_begin * lanes, hidden_size),
                            py::arg("unit_end") = std::min(s.vector_end * lanes, hidden_size),
                            py::arg("group") = s.group, py::arg("group_size") = s.group_size));
@@ -130,19 +182,28 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   using namespace fastlstm;
   m.doc() =
       "Fused recurrent kernels of fastlstm. Use the modules and functions of the package instead.";
-  m.def("lstm_layer_fwd", &layer_fwd, "One LSTM layer: h, c, gates, h_n, c_n (csrc/layer.h)",
-        py::arg("x"), py::arg("embedding"), py::arg("h0"), py::arg("c0"), py::arg("weights"),
+  m.def("layer_fwd", &py_layer_fwd, "One layer: h, c, reserve, h_n, c_n (csrc/layer.h)",
+        py::arg("mode"), py::arg("x"), py::arg("embedding"), py::arg("h0"), py::arg("c0"),
+        py::arg("weights"), py::arg("batch_sizes"), py::arg("lengths"), py::arg("reset"),
         py::arg("keep"));
-  m.def("lstm_layer_bwd", &layer_bwd,
-        "Its backward: dx, dembedding, dh0, dc0, [(dw_ih, dw_hh, db)]", py::arg("x"),
-        py::arg("embedding"), py::arg("h0"), py::arg("c0"), py::arg("weights"), py::arg("h"),
-        py::arg("c"), py::arg("gates"), py::arg("grad_y"), py::arg("grad_c"), py::arg("grad_h_n"),
-        py::arg("grad_c_n"), py::arg("needs_x"), py::arg("needs_embedding"), py::arg("needs_state"),
-        py::arg("needs_weights"));
+  m.def("layer_bwd", &py_layer_bwd, "Its backward: dx, dembedding, dh0, dc0, dweights",
+        py::arg("mode"), py::arg("x"), py::arg("embedding"), py::arg("h0"), py::arg("c0"),
+        py::arg("weights"), py::arg("batch_sizes"), py::arg("lengths"), py::arg("reset"),
+        py::arg("h"), py::arg("c"), py::arg("reserve"), py::arg("grad_y"), py::arg("grad_c"),
+        py::arg("grad_h_n"), py::arg("grad_c_n"), py::arg("needs_x"), py::arg("needs_embedding"),
+        py::arg("needs_state"), py::arg("needs_weights"));
+  m.def("cell_fwd", &py_cell_fwd, "One step of a cell: h, c, reserve (csrc/cell.h)",
+        py::arg("mode"), py::arg("x"), py::arg("h"), py::arg("c"), py::arg("w_ih"), py::arg("w_hh"),
+        py::arg("b_ih"), py::arg("b_hh"), py::arg("keep"));
+  m.def("cell_bwd", &py_cell_bwd, "Its backward: dx, dh, dc, dw_ih, dw_hh, db_ih, db_hh",
+        py::arg("mode"), py::arg("x"), py::arg("h"), py::arg("c"), py::arg("w_ih"), py::arg("w_hh"),
+        py::arg("b_ih"), py::arg("b_hh"), py::arg("h_out"), py::arg("c_out"), py::arg("reserve"),
+        py::arg("grad_h"), py::arg("grad_c"), py::arg("needs_x"), py::arg("needs_h"),
+        py::arg("needs_c"), py::arg("needs_weights"));
   m.def("cpu_capability", &cpu::capability, "The instruction set in use: AVX512, AVX2 or DEFAULT");
   m.def("capabilities", &cpu::capabilities, "Every instruction set that can run here, best first");
-  m.def("schedule", &schedule, "Shares of the recurrence, one list a thread", py::arg("num_steps"),
-        py::arg("batch_size"), py::arg("hidden_size"), py::arg("num_directions"),
+  m.def("schedule", &schedule, "Shares of the recurrence, one list a thread", py::arg("batch_size"),
+        py::arg("hidden_size"), py::arg("gates"), py::arg("num_directions"), py::arg("ragged"),
         py::arg("num_threads"), py::arg("lanes"));
   m.def("activation", &activation, "exp, sigmoid or tanh of the kernels, element by element",
         py::arg("name"), py::arg("x"), py::arg("capability"));

@@ -9,6 +9,11 @@
 
 namespace fastlstm {
 
+inline void check_device(const at::Tensor& t) {
+  TORCH_CHECK(t.device().is_cpu(), "this build of fastlstm runs on the CPU only, got a tensor on ",
+              t.device(), "; move the module and its input to the CPU");
+}
+
 inline void check_like(const char* name, const at::Tensor& t, const at::Tensor& like,
                        at::IntArrayRef shape) {
   TORCH_CHECK(t.device() == like.device(), name, " must be on device ", like.device(), ", got ",

@@ -1,7 +1,6 @@
 #include "layer.h"
 
 #include <ATen/ops/empty.h>
-#include <ATen/ops/stack.h>
 #include <ATen/ops/zeros.h>
 
 #include "checks.h"
@@ -10,31 +9,90 @@ namespace fastlstm {
 namespace {
 
 struct Sizes {
-  int64_t T, N, I, H, D;
+  int64_t T, N, I, H, P, D;
+  int64_t rows;               // of x and y
+  std::vector<int64_t> lead;  // leading dimensions of x and y: T, N or rows
+
+  std::vector<int64_t> with_width(int64_t width) const {
+    std::vector<int64_t> shape = lead;
+    shape.push_back(width);
+    return shape;
+  }
 };
 
 bool has_tokens(const LayerInput& input) { return !input.x.is_floating_point(); }
 
-void check_device(const Tensor& t) {
-  TORCH_CHECK(t.device().is_cpu(), "this build of fastlstm runs on the CPU only, got a tensor on ",
-              t.device(), "; move the module and its input to the CPU");
+// Reads the values of batch_sizes: they decide every other shape.
+void check_batch_sizes(const Tensor& batch_sizes, int64_t rows) {
+  const int64_t* sizes = batch_sizes.const_data_ptr<int64_t>();
+  int64_t sum = 0;
+  for (int64_t t = 0; t < batch_sizes.size(0); ++t) {
+    TORCH_CHECK(sizes[t] > 0 && (t == 0 || sizes[t] <= sizes[t - 1]),
+                "batch_sizes must be positive and never grow, got ", sizes[t], " at step ", t);
+    sum += sizes[t];
+  }
+  TORCH_CHECK(sum == rows, "batch_sizes must sum to the rows of the input, ", rows, ", got ", sum);
+}
+
+void check_index_tensor(const char* name, const Tensor& t, at::ScalarType dtype,
+                        at::IntArrayRef shape) {
+  TORCH_CHECK(t.device().is_cpu(), name, " must be on device cpu, got ", t.device());
+  TORCH_CHECK(t.scalar_type() == dtype, name, " must have dtype ", dtype, ", got ",
+              t.scalar_type());
+  TORCH_CHECK(t.sizes() == shape, name, " must have shape ", shape, ", got ", t.sizes());
+}
+
+void check_lengths(const Tensor& lengths, int64_t T) {
+  const int64_t* values = lengths.const_data_ptr<int64_t>();
+  for (int64_t n = 0; n < lengths.size(0); ++n) {
+    TORCH_CHECK_VALUE(values[n] >= 0 && values[n] <= T, "lengths must be in [0, ", T, "], got ",
+                      values[n]);
+  }
 }
 
 Sizes check_input(const LayerInput& input) {
+  const CellTraits& cell = kCellTraits[input.cell];
   TORCH_CHECK(!input.weights.empty() && input.weights.size() <= 2,
               "weights must hold 1 or 2 directions, got ", input.weights.size());
   const Tensor& w_ih = input.weights[0].w_ih;
   const Tensor& w_hh = input.weights[0].w_hh;
   check_device(input.x);
   check_device(w_ih);
+  TORCH_CHECK(w_ih.is_floating_point(), "w_ih must be floating-point, got ", w_ih.scalar_type());
   TORCH_CHECK(w_ih.dim() == 2 && w_hh.dim() == 2, "w_ih and w_hh must be matrices, got ",
               w_ih.sizes(), " and ", w_hh.sizes());
-  const bool tokens = has_tokens(input);
-  TORCH_CHECK(input.x.dim() == (tokens ? 2 : 3),
-              tokens ? "tokens must have shape [T, N]" : "x must have shape [T, N, I]", ", got ",
-              input.x.sizes());
-  const Sizes s{input.x.size(0), input.x.size(1), w_ih.size(1), w_hh.size(1),
-                static_cast<int64_t>(input.weights.size())};
+  TORCH_CHECK(w_ih.size(0) % cell.gates == 0, "w_ih must have ", cell.gates,
+              " times hidden_size rows, got ", w_ih.sizes());
+  const bool tokens = has_tokens(input), packed = input.batch_sizes.has_value();
+  const int64_t dims = (packed ? 1 : 2) + (tokens ? 0 : 1);
+  TORCH_CHECK(input.x.dim() == dims, tokens ? "tokens" : "x", " must have shape ",
+              packed ? "[rows" : "[T, N", tokens ? "]" : ", I]", ", got ", input.x.sizes());
+  Sizes s;
+  s.D = static_cast<int64_t>(input.weights.size());
+  s.I = w_ih.size(1);
+  s.H = w_ih.size(0) / cell.gates;
+  s.P = w_hh.size(1);
+  if (packed) {
+    const Tensor& sizes = *input.batch_sizes;
+    check_index_tensor("batch_sizes", sizes, at::kLong, {sizes.numel()});
+    TORCH_CHECK(!input.lengths && !input.reset,
+                "lengths and reset go with padded input, not with batch_sizes");
+    s.rows = input.x.size(0);
+    check_batch_sizes(sizes, s.rows);
+    s.T = sizes.size(0);
+    s.N = s.T > 0 ? sizes.const_data_ptr<int64_t>()[0] : 0;
+    s.lead = {s.rows};
+  } else {
+    s.T = input.x.size(0);
+    s.N = input.x.size(1);
+    s.rows = s.T * s.N;
+    s.lead = {s.T, s.N};
+  }
+  if (input.lengths) {
+    check_index_tensor("lengths", *input.lengths, at::kLong, {s.N});
+    check_lengths(*input.lengths, s.T);
+  }
+  if (input.reset) check_index_tensor("reset", *input.reset, at::kBool, {s.T, s.N});
   if (tokens) {
     TORCH_CHECK(input.x.device() == w_ih.device(), "tokens must be on device ", w_ih.device(),
                 ", got ", input.x.device());
@@ -46,15 +104,21 @@ Sizes check_input(const LayerInput& input) {
   } else {
     TORCH_CHECK(!input.embedding, "embedding goes with integer input, got input of dtype ",
                 input.x.scalar_type());
-    check_like("x", input.x, w_ih, {s.T, s.N, s.I});
+    check_like("x", input.x, w_ih, s.with_width(s.I));
   }
+  const bool projected = input.weights[0].w_hr.has_value();
+  TORCH_CHECK(!projected || input.cell == kLstm, "w_hr goes with the LSTM, got it with ",
+              cell.mode);
   for (const DirectionWeights& w : input.weights) {
-    check_like("w_ih", w.w_ih, w_ih, {4 * s.H, s.I});
-    check_like("w_hh", w.w_hh, w_ih, {4 * s.H, s.H});
-    check_like("b_ih", w.b_ih, w_ih, {4 * s.H});
-    check_like("b_hh", w.b_hh, w_ih, {4 * s.H});
+    check_like("w_ih", w.w_ih, w_ih, {cell.gates * s.H, s.I});
+    check_like("w_hh", w.w_hh, w_ih, {cell.gates * s.H, projected ? s.P : s.H});
+    check_like("b_ih", w.b_ih, w_ih, {cell.gates * s.H});
+    check_like("b_hh", w.b_hh, w_ih, {cell.gates * s.H});
+    TORCH_CHECK(w.w_hr.has_value() == projected, "w_hr must be given for both directions or none");
+    check_like("w_hr", w.w_hr, w_ih, {s.P, s.H});
   }
-  check_like("h0", input.h0, w_ih, {s.D, s.N, s.H});
+  check_like("h0", input.h0, w_ih, {s.D, s.N, s.P});
+  TORCH_CHECK(cell.has_c || !input.c0, "c0 goes with the LSTM, got it with ", cell.mode);
   check_like("c0", input.c0, w_ih, {s.D, s.N, s.H});
   return s;
 }
@@ -64,7 +128,9 @@ Tensor with_adjacent_elements(const Tensor& t) {
   return t.dim() == 0 || t.size(-1) <= 1 || t.stride(-1) == 1 ? t : t.contiguous();
 }
 
-LayerInput normalized(const LayerInput& input) {
+bool is_dense(const Tensor& t) { return t.dim() < 3 || t.stride(0) == t.size(1) * t.stride(1); }
+
+LayerInput normalized(const LayerInput& input, const RowPlan& plan) {
   LayerInput n = input;
   if (has_tokens(input)) {
     n.x = input.x.to(at::kLong).contiguous();
@@ -72,88 +138,186 @@ LayerInput normalized(const LayerInput& input) {
     if (n.embedding) n.embedding = with_adjacent_elements(*n.embedding);
   } else {
     n.x = with_adjacent_elements(input.x);
+    // A table of rows has one stride.
+    if (!plan.complete && !is_dense(n.x)) n.x = n.x.contiguous();
   }
   for (DirectionWeights& w : n.weights) {
     w.w_ih = with_adjacent_elements(w.w_ih);
     w.w_hh = with_adjacent_elements(w.w_hh);
     if (w.b_ih) w.b_ih = w.b_ih->contiguous();
     if (w.b_hh) w.b_hh = w.b_hh->contiguous();
+    if (w.w_hr) w.w_hr = with_adjacent_elements(*w.w_hr);
   }
   return n;
 }
 
+RowPlan plan_rows(const LayerInput& input, const Sizes& s, const std::optional<Tensor>& reset) {
+  const int D = static_cast<int>(s.D);
+  if (input.batch_sizes)
+    return RowPlan::of_packed(s.T, D, input.batch_sizes->const_data_ptr<int64_t>());
+  const bool* cuts = reset ? reset->const_data_ptr<bool>() : nullptr;
+  if (!input.lengths) return RowPlan::of_padded(s.T, s.N, D, cuts);
+  return RowPlan::of_lengths(s.T, s.N, D, input.lengths->const_data_ptr<int64_t>(), cuts);
+}
+
+std::optional<Tensor> contiguous(const std::optional<Tensor>& t) {
+  return t ? std::optional<Tensor>(t->contiguous()) : std::nullopt;
+}
+
+// bfloat16 weights become float32 ones, which lose nothing when products round them again.
+LayerInput prepared(LayerInput input) {
+  for (DirectionWeights& w : input.weights) {
+    input.bf16_products = input.bf16_products || w.w_ih.scalar_type() == at::kBFloat16;
+  }
+  if (input.bf16_products) {
+    auto widened = [](const Tensor& t) {
+      TORCH_CHECK(t.scalar_type() == at::kBFloat16, "weights must all have dtype BFloat16, got ",
+                  t.scalar_type());
+      return t.to(at::kFloat);
+    };
+    auto widen = [&](std::optional<Tensor>& t) {
+      if (t) t = widened(*t);
+    };
+    for (DirectionWeights& w : input.weights) {
+      w.w_ih = widened(w.w_ih);
+      w.w_hh = widened(w.w_hh);
+      widen(w.b_ih);
+      widen(w.b_hh);
+      widen(w.w_hr);
+    }
+  }
+  input.batch_sizes = contiguous(input.batch_sizes);
+  input.lengths = contiguous(input.lengths);
+  input.reset = contiguous(input.reset);
+  return input;
+}
+
+// The states after the last step: rows of the buffer -> [D, N, width].
+Tensor last_states(const Tensor& buffer, const RowPlan& plan, int64_t width) {
+  Tensor last = at::empty({plan.directions, plan.N, width}, buffer.options());
+  Tensor rows = at::empty({plan.N}, at::kLong);
+  for (int d = 0; d < plan.directions && plan.N > 0; ++d) {
+    const Tensor columns = buffer.narrow(1, d * width, width);
+    if (plan.complete) {
+      last.select(0, d).copy_(columns.narrow(0, plan.last_row(d, 0), plan.N));
+      continue;
+    }
+    for (int64_t n = 0; n < plan.N; ++n)
+      rows.data_ptr<int64_t>()[plan.batch_row[n]] = plan.last_row(d, n);
+    last.select(0, d).copy_(columns.index_select(0, rows));
+  }
+  return last;
+}
+
 }  // namespace
 
-LayerOutput lstm_layer_fwd(const LayerInput& input, Keep keep) {
+LayerOutput layer_fwd(const LayerInput& given, Keep keep) {
+  const LayerInput input = prepared(given);
+  const CellTraits& cell = kCellTraits[input.cell];
   const Sizes s = check_input(input);
+  const RowPlan plan = plan_rows(input, s, input.reset);
+  const bool projected = input.weights[0].w_hr.has_value();
   const auto options = input.weights[0].w_ih.options();
-  LayerOutput out;
-  out.h = at::empty({s.T + s.D, s.N, s.D * s.H}, options);
-  out.c = keep == Keep::kNothing ? at::empty({s.D, s.N, s.H}, options)
-                                 : at::empty({s.T + s.D, s.N, s.D * s.H}, options);
-  if (keep == Keep::kAll) out.gates = at::empty({s.D, s.T, s.N, 4 * s.H}, options);
-  for (int64_t d = 0; d < s.D; ++d) {
-    const int64_t initial = d == 0 ? 0 : s.T + 1;
-    auto slot = [&](const Tensor& states) {
-      return states.select(0, initial).narrow(1, d * s.H, s.H);
-    };
-    const Tensor h = slot(out.h);
-    const Tensor c = keep == Keep::kNothing ? out.c.select(0, d) : slot(out.c);
-    input.h0 ? h.copy_(input.h0->select(0, d)) : h.zero_();
-    input.c0 ? c.copy_(input.c0->select(0, d)) : c.zero_();
-  }
-  if (s.T > 0 && s.N > 0) cpu::lstm_layer_fwd(normalized(input), keep, out);
-  auto last = [&](const Tensor& states) {
-    std::vector<Tensor> parts{states.select(0, s.T).narrow(1, 0, s.H)};
-    if (s.D == 2) parts.push_back(states.select(0, s.T > 0 ? 1 : s.T + 1).narrow(1, s.H, s.H));
-    return at::stack(parts);
+  // Rows that no step writes.
+  const bool padding = plan.rows() < s.rows;
+  auto buffer = [&](int64_t width) {
+    const std::vector<int64_t> shape{plan.buffer_rows(), s.D * width};
+    Tensor t = padding ? at::zeros(shape, options) : at::empty(shape, options);
+    if (!padding) t.select(0, plan.zero_row()).zero_();
+    return t;
   };
-  out.h_n = last(out.h);
-  out.c_n = keep == Keep::kNothing ? out.c : last(out.c);
+  LayerOutput out;
+  out.h = buffer(s.P);
+  out.c = !cell.has_c              ? at::empty({0}, options)
+          : keep == Keep::kNothing ? at::empty({s.D, s.N, s.H}, options)
+                                   : buffer(s.H);
+  out.reserve = keep == Keep::kAll
+                    ? at::empty({s.D, s.rows, (cell.reserve + projected) * s.H}, options)
+                    : at::empty({0}, options);
+  for (int d = 0; d < s.D; ++d) {
+    auto initialize = [&](const Tensor& to, const std::optional<Tensor>& from) {
+      from ? to.copy_(from->select(0, d)) : to.zero_();
+    };
+    auto slot = [&](const Tensor& states, int64_t width) {
+      return states.narrow(0, plan.initial_row(d), s.N).narrow(1, d * width, width);
+    };
+    initialize(slot(out.h, s.P), input.h0);
+    if (cell.has_c)
+      initialize(keep == Keep::kNothing ? out.c.select(0, d) : slot(out.c, s.H), input.c0);
+  }
+  if (plan.rows() > 0) cpu::layer_fwd(normalized(input, plan), plan, keep, out);
+  out.h_n = last_states(out.h, plan, s.P);
+  out.c_n = cell.has_c && keep != Keep::kNothing ? last_states(out.c, plan, s.H) : out.c;
   return out;
 }
 
-LayerGrads lstm_layer_bwd(const LayerInput& input, const LayerOutput& kept,
-                          const LayerOutputGrads& grads, LayerNeeds needs) {
+LayerGrads layer_bwd(const LayerInput& given, const LayerOutput& kept,
+                     const LayerOutputGrads& grads, LayerNeeds needs) {
+  const LayerInput input = prepared(given);
+  const CellTraits& cell = kCellTraits[input.cell];
   const Sizes s = check_input(input);
+  const RowPlan plan = plan_rows(input, s, input.reset);
+  const bool projected = input.weights[0].w_hr.has_value();
   const Tensor& like = input.weights[0].w_ih;
-  check_like("h", kept.h, like, {s.T + s.D, s.N, s.D * s.H});
-  check_like("c", kept.c, like, {s.T + s.D, s.N, s.D * s.H});
-  check_like("gates", kept.gates, like, {s.D, s.T, s.N, 4 * s.H});
-  check_like("grad_y", grads.y, like, {s.T, s.N, s.D * s.H});
-  check_like("grad_c", grads.c, like, {s.T, s.N, s.D * s.H});
-  check_like("grad_h_n", grads.h_n, like, {s.D, s.N, s.H});
+  check_like("h", kept.h, like, {plan.buffer_rows(), s.D * s.P});
+  if (cell.has_c) check_like("c", kept.c, like, {plan.buffer_rows(), s.D * s.H});
+  check_like("reserve", kept.reserve, like, {s.D, s.rows, (cell.reserve + projected) * s.H});
+  TORCH_CHECK(cell.has_c || (!grads.c && !grads.c_n), "grad_c and grad_c_n go with the LSTM, got ",
+              "them with ", cell.mode);
+  check_like("grad_y", grads.y, like, s.with_width(s.D * s.P));
+  check_like("grad_c", grads.c, like, s.with_width(s.D * s.H));
+  check_like("grad_h_n", grads.h_n, like, {s.D, s.N, s.P});
   check_like("grad_c_n", grads.c_n, like, {s.D, s.N, s.H});
 
   const auto options = like.options();
-  // Nothing to sum over leaves zeros; otherwise the kernels write every element.
-  const bool empty = s.T == 0 || s.N == 0;
+  // The kernels write every element, unless there are no rows at all or rows that are padding.
+  const bool empty = plan.rows() == 0;
   auto allocate = [&](at::IntArrayRef shape) {
     return empty ? at::zeros(shape, options) : at::empty(shape, options);
   };
   LayerGrads out;
-  if (needs.x) out.dx = allocate({s.T, s.N, s.I});
+  if (needs.x) {
+    const auto shape = s.with_width(s.I);
+    out.dx = plan.rows() < s.rows ? at::zeros(shape, options) : allocate(shape);
+  }
   if (needs.embedding) out.dembedding = allocate({input.embedding->size(0), s.I});
   // dc is carried in place from c_n to c0.
-  out.dc0 = grads.c_n ? grads.c_n->clone(at::MemoryFormat::Contiguous)
-                      : at::zeros({s.D, s.N, s.H}, options);
+  if (cell.has_c) {
+    out.dc0 = grads.c_n ? grads.c_n->clone(at::MemoryFormat::Contiguous)
+                        : at::zeros({s.D, s.N, s.H}, options);
+  }
   if (needs.state) {
     out.dh0 = empty && grads.h_n ? grads.h_n->clone(at::MemoryFormat::Contiguous)
-                                 : allocate({s.D, s.N, s.H});
+                                 : allocate({s.D, s.N, s.P});
   }
   for (int64_t d = 0; d < s.D && needs.weights; ++d) {
-    DirectionWeights dw;
-    dw.w_ih = allocate({4 * s.H, s.I});
-    dw.w_hh = allocate({4 * s.H, s.H});
-    dw.b_ih = allocate({4 * s.H});
-    out.dweights.push_back(dw);
+    const DirectionWeights& w = input.weights[d];
+    out.dweights.emplace_back();
+    DirectionWeights& dw = out.dweights.back();
+    dw.w_ih = allocate({cell.gates * s.H, s.I});
+    dw.w_hh = allocate({cell.gates * s.H, s.P});
+    if (w.b_ih) dw.b_ih = allocate({cell.gates * s.H});
+    if (w.b_hh) dw.b_hh = allocate({cell.gates * s.H});
+    if (w.w_hr) dw.w_hr = allocate({s.P, s.H});
   }
   if (!empty) {
     LayerOutputGrads normal = grads;
     if (normal.y) normal.y = with_adjacent_elements(*normal.y);
     if (normal.c) normal.c = with_adjacent_elements(*normal.c);
-    if (normal.h_n) normal.h_n = normal.h_n->contiguous();
-    cpu::lstm_layer_bwd(normalized(input), kept, normal, needs, out);
+    normal.h_n = contiguous(normal.h_n);
+    cpu::layer_bwd(normalized(input, plan), plan, kept, normal, needs, out);
+  }
+  if (input.bf16_products) {
+    auto narrow = [](std::optional<Tensor>& t) {
+      if (t) t = t->to(at::kBFloat16);
+    };
+    for (DirectionWeights& dw : out.dweights) {
+      dw.w_ih = dw.w_ih.to(at::kBFloat16);
+      dw.w_hh = dw.w_hh.to(at::kBFloat16);
+      narrow(dw.b_ih);
+      narrow(dw.b_hh);
+      narrow(dw.w_hr);
+    }
   }
   return out;
 }

@@ -1,8 +1,9 @@
 // One recurrent layer, one or two directions, forward and backward: check -> big matrix product ->
-// recurrence -> big matrix products. Device-agnostic here; the work is in cpu/layer_cpu.cpp.
+// recurrence -> big matrix products. Device-agnostic here; the work is in cpu/layer_fwd.cpp and
+// cpu/layer_bwd.cpp.
 //
-// T, N, I, H: time, batch, input size, hidden size. D: directions (2: the second runs from T - 1 to
-// 0). V: rows of a table.
+// T, N, I, H: time, batch, input size, hidden size. P: width of h, H unless it is projected. G:
+// gates of the cell. D: directions (2: the second runs from T - 1 to 0). V: rows of a table.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -10,45 +11,56 @@
 #include <optional>
 #include <vector>
 
+#include "cells/kinds.h"
+#include "row_plan.h"
+
 namespace fastlstm {
 
 using at::Tensor;
 
 struct DirectionWeights {
-  Tensor w_ih;                 // [4H, I], gates i, f, g, o
-  Tensor w_hh;                 // [4H, H]
-  std::optional<Tensor> b_ih;  // [4H]
-  std::optional<Tensor> b_hh;  // [4H]
+  Tensor w_ih;                 // [G * H, I]
+  Tensor w_hh;                 // [G * H, P]
+  std::optional<Tensor> b_ih;  // [G * H]
+  std::optional<Tensor> b_hh;  // [G * H]
+  std::optional<Tensor> w_hr;  // [P, H], LSTM only: h is projected
 };
 
-// What the layer reads. Exactly one kind of input: x, or tokens (one-hot), or tokens and embedding.
+// What the layer reads. With bfloat16 weights everything else is float32: sums and states are, and
+// only the operands of products are rounded, where the processor has an instruction for it. Exactly
+// one kind of input: x, or tokens (one-hot), or tokens and embedding. "rows" stands for T, N, or
+// with batch_sizes for one dimension, all rows of a packed sequence.
 struct LayerInput {
-  Tensor x;                               // [T, N, I] of any strides; or int64 tokens [T, N]
+  CellKind cell;
+  Tensor x;                               // [rows, I] of any strides; or int64 tokens [rows]
   std::optional<Tensor> embedding;        // [V, I]: x = embedding[tokens]
-  std::optional<Tensor> h0;               // [D, N, H], zero if absent
-  std::optional<Tensor> c0;               // [D, N, H], zero if absent
+  std::optional<Tensor> h0;               // [D, N, P], zero if absent
+  std::optional<Tensor> c0;               // [D, N, H], zero if absent; LSTM only
   std::vector<DirectionWeights> weights;  // D of them
+  std::optional<Tensor> batch_sizes;      // [T] int64: rows of each step, never more than before
+  std::optional<Tensor> lengths;          // [N] int64: steps of each row, 0 to T
+  std::optional<Tensor> reset;  // [T, N] bool: no state passes from step t - 1 to step t of row n
+  bool bf16_products = false;   // set by the layer
 };
 
 // How much forward keeps. kAll is what backward needs.
 enum class Keep { kNothing = 0, kCellStates = 1, kAll = 2 };
 
 struct LayerOutput {
-  Tensor h;  // [T + D, N, D * H]: y of step t in slot t + 1; slot 0 holds h0, slot T + 1 h0 of the
-             // reverse direction
-  Tensor c;  // likewise, with Keep::kNothing [D, N, H], c_n
-  Tensor gates;  // [D, T, N, 4H] activated gates, with Keep::kAll
-  Tensor h_n;    // [D, N, H]
-  Tensor c_n;    // [D, N, H]
+  Tensor h;  // [D * N + rows + 1, D * P]: N rows h0, y, N rows h0 of the reverse direction, zeros
+  Tensor c;  // likewise [.., D * H]; with Keep::kNothing [D, N, H], c_n; empty but for the LSTM
+  Tensor reserve;  // [D, rows, R * H] with Keep::kAll, else empty; see cells/; R one more with w_hr
+  Tensor h_n;      // [D, N, P]
+  Tensor c_n;      // [D, N, H], empty but for the LSTM
 };
 
-LayerOutput lstm_layer_fwd(const LayerInput& input, Keep keep);
+LayerOutput layer_fwd(const LayerInput& input, Keep keep);
 
 // Gradients that reach the layer; an absent one is zero.
 struct LayerOutputGrads {
-  std::optional<Tensor> y;    // [T, N, D * H]
-  std::optional<Tensor> c;    // [T, N, D * H], of every cell state
-  std::optional<Tensor> h_n;  // [D, N, H]
+  std::optional<Tensor> y;    // [rows, D * P]
+  std::optional<Tensor> c;    // [rows, D * H], of every cell state
+  std::optional<Tensor> h_n;  // [D, N, P]
   std::optional<Tensor> c_n;  // [D, N, H]
 };
 
@@ -57,21 +69,22 @@ struct LayerNeeds {
 };
 
 struct LayerGrads {
-  Tensor dx;                               // [T, N, I]
+  Tensor dx;                               // as x
   Tensor dembedding;                       // [V, I]
-  Tensor dh0, dc0;                         // [D, N, H]
-  std::vector<DirectionWeights> dweights;  // b_ih only: the gradient of b_hh is the same
+  Tensor dh0;                              // [D, N, P]
+  Tensor dc0;                              // [D, N, H], LSTM only
+  std::vector<DirectionWeights> dweights;  // of the weights there are
 };
 
-LayerGrads lstm_layer_bwd(const LayerInput& input, const LayerOutput& kept,
-                          const LayerOutputGrads& grads, LayerNeeds needs);
+LayerGrads layer_bwd(const LayerInput& input, const LayerOutput& kept,
+                     const LayerOutputGrads& grads, LayerNeeds needs);
 
-// The CPU's part of the two functions above, arguments checked and outputs allocated
-// (cpu/layer_cpu.cpp).
+// The CPU's part of the two functions above: arguments checked, outputs allocated and, where no
+// step writes them, zero.
 namespace cpu {
-void lstm_layer_fwd(const LayerInput& input, Keep keep, LayerOutput& output);
-void lstm_layer_bwd(const LayerInput& input, const LayerOutput& kept, const LayerOutputGrads& grads,
-                    LayerNeeds needs, LayerGrads& result);
+void layer_fwd(const LayerInput& input, const RowPlan& plan, Keep keep, LayerOutput& output);
+void layer_bwd(const LayerInput& input, const RowPlan& plan, const LayerOutput& kept,
+               const LayerOutputGrads& grads, LayerNeeds needs, LayerGrads& result);
 }  // namespace cpu
 
 }  // namespace fastlstm

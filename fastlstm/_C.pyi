@@ -7,28 +7,37 @@ class Share(TypedDict):
     direction: int
     row_begin: int
     row_end: int
+    row_step: int
     unit_begin: int
     unit_end: int
     group: int
     group_size: int
 
-def lstm_layer_fwd(
+def layer_fwd(
+    mode: str,
     x: Tensor,
     embedding: Tensor | None,
     h0: Tensor | None,
     c0: Tensor | None,
     weights: Sequence[Tensor | None],
+    batch_sizes: Tensor | None,
+    lengths: Tensor | None,
+    reset: Tensor | None,
     keep: int,
-) -> tuple[Tensor, Tensor, Tensor | None, Tensor, Tensor]: ...
-def lstm_layer_bwd(
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]: ...
+def layer_bwd(
+    mode: str,
     x: Tensor,
     embedding: Tensor | None,
     h0: Tensor | None,
     c0: Tensor | None,
     weights: Sequence[Tensor | None],
+    batch_sizes: Tensor | None,
+    lengths: Tensor | None,
+    reset: Tensor | None,
     h: Tensor,
     c: Tensor,
-    gates: Tensor,
+    reserve: Tensor,
     grad_y: Tensor | None,
     grad_c: Tensor | None,
     grad_h_n: Tensor | None,
@@ -37,20 +46,45 @@ def lstm_layer_bwd(
     needs_embedding: bool,
     needs_state: bool,
     needs_weights: bool,
-) -> tuple[
-    Tensor | None,
-    Tensor | None,
-    Tensor | None,
-    Tensor,
-    list[tuple[Tensor, Tensor, Tensor]],
-]: ...
+) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None, list[Tensor | None]]: ...
+def cell_fwd(
+    mode: str,
+    x: Tensor,
+    h: Tensor,
+    c: Tensor | None,
+    w_ih: Tensor,
+    w_hh: Tensor,
+    b_ih: Tensor | None,
+    b_hh: Tensor | None,
+    keep: bool,
+) -> tuple[Tensor, Tensor | None, Tensor | None]: ...
+def cell_bwd(
+    mode: str,
+    x: Tensor,
+    h: Tensor,
+    c: Tensor | None,
+    w_ih: Tensor,
+    w_hh: Tensor,
+    b_ih: Tensor | None,
+    b_hh: Tensor | None,
+    h_out: Tensor,
+    c_out: Tensor | None,
+    reserve: Tensor,
+    grad_h: Tensor | None,
+    grad_c: Tensor | None,
+    needs_x: bool,
+    needs_h: bool,
+    needs_c: bool,
+    needs_weights: bool,
+) -> tuple[Tensor | None, ...]: ...
 def cpu_capability() -> str: ...
 def capabilities() -> list[str]: ...
 def schedule(
-    num_steps: int,
     batch_size: int,
     hidden_size: int,
+    gates: int,
     num_directions: int,
+    ragged: bool,
     num_threads: int,
     lanes: int,
 ) -> list[list[Share]]: ...

@@ -1,30 +1,33 @@
 """Modules with the constructor, parameters and results of ``torch.nn``'s."""
 
+from collections.abc import Sequence
+
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
-from fastlstm import functional
-from fastlstm.functional import LSTMStates
+from fastlstm.base import RecurrentBase
+from fastlstm.reference import LSTMStates, RNNStates
 
-__all__ = ["LSTM", "LSTMStates"]
+__all__ = ["GRU", "LSTM", "RNN"]
 
 
-class LSTM(nn.RNNBase):
+class LSTM(RecurrentBase):
     """A multi-layer LSTM in place of :class:`torch.nn.LSTM`, on fused kernels.
 
     Same constructor, same parameters (``weight_ih_l0`` ...) with the same initial values from the
     same seed, a ``state_dict`` that loads both ways, same arguments and results of ``forward``.
-    What it adds are the keywords ``forget_bias``, ``embedding`` and ``return_states``, integer
-    input, empty sequences, and results that are the same to the last bit on any number of threads.
-    See :func:`fastlstm.functional.lstm` for the equations' source and the precision.
+    What it adds are the keywords ``forget_bias``, ``lengths``, ``reset``, ``embedding`` and
+    ``return_states``, integer input, empty sequences, and results that are the same to the last bit
+    on any number of threads. See :func:`fastlstm.functional.lstm` for the equations' source and the
+    precision.
 
     Parameters are read by name at every call: they may be replaced, parametrized, tied or deleted
     and set again at any time. Not a subclass of ``torch.nn.LSTM``, which ``torch.compile`` refuses.
 
     Args:
         input_size: I, features of the input, or number of tokens.
-        hidden_size: H, features of the hidden and the cell state.
+        hidden_size: H, features of the cell state, and of the hidden state if proj_size is 0.
         num_layers: stacked layers. Default: 1.
         bias: use ``bias_ih`` and ``bias_hh``. Default: True.
         batch_first: input and output are ``[N, T, ...]`` instead of ``[T, N, ...]``; hx, h_n and c_n
@@ -32,7 +35,8 @@ class LSTM(nn.RNNBase):
         dropout: probability of zeroing an element of the output of each layer but the last, in
             training. It obeys ``torch.manual_seed``. Default: 0.
         bidirectional: each layer also runs from the last step to the first. Default: False.
-        proj_size: must be 0; projections are not implemented yet. Default: 0.
+        proj_size: P, features of the hidden state after a projection by ``weight_hr`` (Sak, Senior
+            & Beaufays 2014); 0 means none, then P is H. Default: 0.
         device, dtype: of the parameters.
         forget_bias: initial bias of the forget gate: that slice of ``bias_ih`` is set to it and of
             ``bias_hh`` to zero, so that their sum is exactly this value. A value of 1 or more lets
@@ -40,7 +44,6 @@ class LSTM(nn.RNNBase):
             Default: None, the initial values of ``torch.nn.LSTM``.
 
     Raises:
-        NotImplementedError: proj_size is not 0.
         ValueError: forget_bias is given without bias, and whatever ``torch.nn.LSTM`` raises.
     """
 
@@ -65,8 +68,6 @@ class LSTM(nn.RNNBase):
             "LSTM", input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional,
             proj_size, device, dtype,
         )  # fmt: skip
-        if proj_size > 0:
-            raise NotImplementedError(f"proj_size must be 0 for now, got {proj_size}")
         if forget_bias is not None and not bias:
             raise ValueError(
                 f"forget_bias needs bias=True, got forget_bias={forget_bias} and bias=False"
@@ -75,7 +76,7 @@ class LSTM(nn.RNNBase):
     def reset_parameters(self) -> None:
         """Draw the initial values of ``torch.nn.LSTM``, then apply ``forget_bias``."""
         super().reset_parameters()
-        if getattr(self, "forget_bias", None) is None or not self.bias:
+        if self.forget_bias is None or not self.bias:
             return
         forget = slice(self.hidden_size, 2 * self.hidden_size)
         with torch.no_grad():
@@ -87,19 +88,31 @@ class LSTM(nn.RNNBase):
 
     def forward(
         self,
-        input: Tensor,
+        input: Tensor | PackedSequence,
         hx: tuple[Tensor, Tensor] | None = None,
         *,
+        lengths: Tensor | Sequence[int] | None = None,
+        reset: Tensor | None = None,
         embedding: Tensor | None = None,
         return_states: bool = False,
-    ) -> tuple[Tensor, tuple[Tensor, Tensor]] | tuple[Tensor, tuple[Tensor, Tensor], LSTMStates]:
-        """Run the layers. D is 2 if bidirectional, else 1.
+    ) -> (
+        tuple[Tensor | PackedSequence, tuple[Tensor, Tensor]]
+        | tuple[Tensor | PackedSequence, tuple[Tensor, Tensor], LSTMStates]
+    ):
+        """Run the layers. D is 2 if bidirectional, else 1; P is proj_size, or H if that is 0.
 
         Args:
             input: ``[T, N, I]``, ``[N, T, I]`` if batch_first, or ``[T, I]`` without a batch; or an
-                integer tensor of one dimension less, which stands for one-hot vectors of size I.
-            hx: ``(h0, c0)``, each ``[num_layers * D, N, H]``, or ``[num_layers * D, H]`` without a
-                batch. Default: zeros.
+                integer tensor of one dimension less, which stands for one-hot vectors of size I; or
+                a PackedSequence of rows of either kind.
+            hx: ``(h0, c0)``, ``[num_layers * D, N, P]`` and ``[num_layers * D, N, H]``, without N
+                if there is no batch. Default: zeros.
+            lengths: how many steps of each row count, integers in [0, T]: a tensor ``[N]`` on any
+                device, or a sequence. Later steps are not computed: the output is zero there, and
+                h_n and c_n are those after the last step that counts. In any order, unlike packed
+                sequences. Default: None, all of them.
+            reset: bool, ``[T, N]`` in the layout of the input: a new sequence begins at this step,
+                no state crosses into it. Default: None.
             embedding: ``[V, I]``, a table: integer input selects its rows, as ``F.embedding`` would,
                 but they are projected before they are selected. Default: None.
             return_states: also return :class:`LSTMStates`, h and c of every step and layer, laid out
@@ -107,128 +120,203 @@ class LSTM(nn.RNNBase):
 
         Returns:
             ``(output, (h_n, c_n))``, or ``(output, (h_n, c_n), states)``. ``output`` is
-            ``[T, N, D * H]`` in the layout of the input, h_n and c_n are shaped as hx.
+            ``[T, N, D * P]`` in the layout of the input, or a PackedSequence if the input is one;
+            h_n and c_n are shaped as hx.
 
         Raises:
-            ValueError, RuntimeError: as ``torch.nn.LSTM`` does for the same call.
+            ValueError, RuntimeError: as ``torch.nn.LSTM`` does for the same call; a length is out
+                of range; lengths or reset come with a PackedSequence.
             IndexError: a token id is out of range.
-            NotImplementedError: input is a PackedSequence.
+            TypeError: the dtype of lengths, reset or input makes no sense, or embedding is given
+                with floating-point input.
         """
-        if isinstance(input, PackedSequence):
-            raise NotImplementedError("input must be a tensor for now, got a PackedSequence")
-        weights = [[getattr(self, name) for name in names] for names in self._all_weights]
-        is_batched = self._check(input, hx, weights[0][0], embedding)
-        return functional.lstm(
-            input,
-            hx,
-            weights,
-            batch_first=self.batch_first and is_batched,
-            bidirectional=self.bidirectional,
-            dropout=self.dropout,
-            training=self.training,
-            embedding=embedding,
-            return_states=return_states,
-        )
+        return self._run(input, hx, lengths, reset, embedding, return_states)
 
-    def _check(
-        self,
-        input: Tensor,
-        hx: tuple[Tensor, Tensor] | None,
-        weight: Tensor,
-        embedding: Tensor | None,
-    ) -> bool:
-        """Raise what ``torch.nn.LSTM`` raises for the same call; return whether there is a batch."""
-        feature_dims = 1 if input.is_floating_point() or input.is_complex() else 0
-        dim = input.dim() - feature_dims
-        if dim not in (1, 2):
-            low, high = 1 + feature_dims, 2 + feature_dims
-            raise ValueError(
-                f"LSTM: Expected input to be {low}D or {high}D, got {input.dim()}D instead"
-            )
-        is_batched = dim == 2
-        if hx is not None:
-            if isinstance(hx, (tuple, list)) and len(hx) != 2:
-                raise RuntimeError(f"lstm expects two hidden states, got {len(hx)}")
-            want = 3 if is_batched else 2
-            if hx[0].dim() != want or hx[1].dim() != want:
-                kind = "batched 3-D" if is_batched else "unbatched 2-D"
-                raise RuntimeError(
-                    f"For {kind} input, hx and cx should also be {want}-D but got"
-                    f" ({hx[0].dim()}-D, {hx[1].dim()}-D) tensors"
-                )
-        if feature_dims:
-            if input.dtype != weight.dtype and not torch._C._is_any_autocast_enabled():
-                raise ValueError(
-                    f"RNN input dtype ({input.dtype}) does not match weight dtype ({weight.dtype})."
-                    f" Convert input: input.to({weight.dtype}), or convert model: model.to({input.dtype})"
-                )
-            if input.size(-1) != self.input_size:
-                raise RuntimeError(
-                    "input.size(-1) must be equal to input_size."
-                    f" Expected {self.input_size}, got {input.size(-1)}"
-                )
-        if embedding is not None and (embedding.dim() != 2 or embedding.size(1) != self.input_size):
-            raise RuntimeError(
-                f"embedding must have shape [V, {self.input_size}], got {list(embedding.shape)}"
-            )
-        if input.device != weight.device:
-            raise RuntimeError(
-                "Input and parameter tensors are not at the same device, found input tensor at"
-                f" {input.device} and parameter tensor at {weight.device}"
-            )
-        if hx is not None:
-            batch = input.size(0 if self.batch_first else 1) if is_batched else 1
-            states = self.num_layers * (2 if self.bidirectional else 1)
-            expected = (
-                (states, batch, self.hidden_size) if is_batched else (states, self.hidden_size)
-            )
-            for i, state in enumerate(hx):
-                if state.shape != expected:
-                    shown = (states, batch, self.hidden_size)
-                    got = list(state.shape if is_batched else state.unsqueeze(1).shape)
-                    raise RuntimeError(f"Expected hidden[{i}] size {shown}, got {got}")
-                if state.device != input.device:
-                    raise RuntimeError(
-                        "Input and hidden tensors are not at the same device, found input tensor at"
-                        f" {input.device} and hidden tensor at {state.device}"
-                    )
-        return is_batched
+    def get_expected_cell_size(
+        self, input: Tensor, batch_sizes: Tensor | None
+    ) -> tuple[int, int, int]:
+        """As ``torch.nn.LSTM``'s: the shape c0 must have."""
+        layers, batch, _ = self.get_expected_hidden_size(input, batch_sizes)
+        return layers, batch, self.hidden_size
 
-    def flatten_parameters(self) -> None:
-        """Do nothing: the kernels read every parameter where it is."""
+    def check_forward_args(
+        self, input: Tensor, hidden: tuple[Tensor, Tensor], batch_sizes: Tensor | None
+    ) -> None:
+        """As ``torch.nn.LSTM``'s: raise if a shape or the dtype of ``input`` is wrong."""
+        self.check_input(input, batch_sizes)
+        for i, expected in enumerate((self.get_expected_hidden_size, self.get_expected_cell_size)):
+            message = f"Expected hidden[{i}] size {{}}, got {{}}"
+            self.check_hidden_size(hidden[i], expected(input, batch_sizes), message)
+
+    def permute_hidden(
+        self, hx: tuple[Tensor, Tensor], permutation: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """As ``torch.nn.LSTM``'s: reorder the batch of both states."""
+        if permutation is None:
+            return hx
+        return hx[0].index_select(1, permutation), hx[1].index_select(1, permutation)
 
     def extra_repr(self) -> str:
         """As ``torch.nn.LSTM``'s, and forget_bias if it was given."""
         text = super().extra_repr()
         return text if self.forget_bias is None else f"{text}, forget_bias={self.forget_bias}"
 
-    # RNNBase caches the list of weights beside the parameters, which goes stale when one is replaced
-    # (weight_norm, parametrize, weight drop, functional_call). Here the list is made when asked for.
-    @property
-    def _flat_weights(self) -> list[Tensor | None]:
-        return [getattr(self, name, None) for name in self._flat_weights_names]
-
-    @_flat_weights.setter
-    def _flat_weights(self, value) -> None:
-        pass
-
-    def _init_flat_weights(self) -> None:
-        pass
-
-    def __setattr__(self, name, value) -> None:
-        nn.Module.__setattr__(self, name, value)
-
-    def _replicate_for_data_parallel(self):
-        return nn.Module._replicate_for_data_parallel(self)
-
-    def __getstate__(self):
-        # What torch.nn.LSTM pickles, so that either class can be made from the other's state.
-        state = self.__dict__.copy()
-        state.pop("_flat_weight_refs", None)
-        state["_flat_weights"] = self._flat_weights
-        return state
-
     def __setstate__(self, state) -> None:
-        state = {name: value for name, value in state.items() if name != "_flat_weights"}
         super().__setstate__(state)
         self.__dict__.setdefault("forget_bias", None)
+
+    def _check_dtype(self, input: Tensor, batch_sizes: Tensor | None) -> None:
+        # torch.nn.LSTM, other than GRU and RNN, leaves packed input to its kernel, and so the class
+        # of the error.
+        if batch_sizes is None:
+            super()._check_dtype(input, batch_sizes)
+
+    def _check_hidden_dim(self, hx: tuple[Tensor, Tensor], is_batched: bool) -> None:
+        if isinstance(hx, (tuple, list)) and len(hx) != 2:
+            raise RuntimeError(f"lstm expects two hidden states, got {len(hx)}")
+        expected = 3 if is_batched else 2
+        if hx[0].dim() != expected or hx[1].dim() != expected:
+            kind = "batched 3-D" if is_batched else "unbatched 2-D"
+            raise RuntimeError(
+                f"For {kind} input, hx and cx should also be {expected}-D but got"
+                f" ({hx[0].dim()}-D, {hx[1].dim()}-D) tensors"
+            )
+
+    def _unsqueezed(self, hx: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        return hx[0].unsqueeze(1), hx[1].unsqueeze(1)
+
+
+class GRU(RecurrentBase):
+    """A multi-layer GRU in place of :class:`torch.nn.GRU`, on fused kernels.
+
+    Same constructor, same parameters (``weight_ih_l0`` ...) with the same initial values from the
+    same seed, a ``state_dict`` that loads both ways, same arguments and results of ``forward``.
+    What it adds are the keywords ``lengths``, ``reset``, ``embedding`` and ``return_states``,
+    integer input, empty sequences, and results that are the same to the last bit on any number of
+    threads. See :func:`fastlstm.functional.gru` for the equations' source.
+
+    Parameters are read by name at every call: they may be replaced, parametrized, tied or deleted
+    and set again at any time. Not a subclass of ``torch.nn.GRU``, which ``torch.compile`` refuses.
+
+    Args:
+        input_size: I, features of the input, or number of tokens.
+        hidden_size: H, features of the hidden state.
+        num_layers: stacked layers. Default: 1.
+        bias: use ``bias_ih`` and ``bias_hh``. Default: True.
+        batch_first: input and output are ``[N, T, ...]`` instead of ``[T, N, ...]``; hx and h_n are
+            not affected. Default: False.
+        dropout: probability of zeroing an element of the output of each layer but the last, in
+            training. It obeys ``torch.manual_seed``. Default: 0.
+        bidirectional: each layer also runs from the last step to the first. Default: False.
+        device, dtype: of the parameters.
+
+    Raises:
+        ValueError, TypeError: as ``torch.nn.GRU`` does for the same call.
+    """
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int = 1,
+        bias: bool = True,
+        batch_first: bool = False,
+        dropout: float = 0.0,
+        bidirectional: bool = False,
+        device=None,
+        dtype=None,
+        **unknown,
+    ) -> None:
+        _refuse_proj_size(unknown)
+        super().__init__(
+            "GRU", input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional,
+            device=device, dtype=dtype, **unknown,
+        )  # fmt: skip
+
+    def forward(
+        self,
+        input: Tensor | PackedSequence,
+        hx: Tensor | None = None,
+        *,
+        lengths: Tensor | Sequence[int] | None = None,
+        reset: Tensor | None = None,
+        embedding: Tensor | None = None,
+        return_states: bool = False,
+    ) -> tuple[Tensor | PackedSequence, Tensor] | tuple[Tensor | PackedSequence, Tensor, RNNStates]:
+        """Run the layers; arguments and errors as in :meth:`LSTM.forward`, with one state.
+
+        Args:
+            hx: h0, ``[num_layers * D, N, H]``, or ``[num_layers * D, H]`` without a batch. Default:
+                zeros.
+
+        Returns:
+            ``(output, h_n)``, or ``(output, h_n, states)`` with :class:`RNNStates`. ``output`` is
+            ``[T, N, D * H]`` in the layout of the input, or a PackedSequence if the input is one;
+            h_n is shaped as hx.
+        """
+        return self._run(input, hx, lengths, reset, embedding, return_states)
+
+
+class RNN(RecurrentBase):
+    """A multi-layer Elman network in place of :class:`torch.nn.RNN`, on fused kernels.
+
+    Same constructor, same parameters (``weight_ih_l0`` ...) with the same initial values from the
+    same seed, a ``state_dict`` that loads both ways, same arguments and results of ``forward``.
+    What it adds is what :class:`GRU` adds. See :func:`fastlstm.functional.rnn` for the equation.
+
+    Args:
+        input_size: I, features of the input, or number of tokens.
+        hidden_size: H, features of the hidden state.
+        num_layers: stacked layers. Default: 1.
+        nonlinearity: ``"tanh"`` or ``"relu"``. Default: ``"tanh"``.
+        bias, batch_first, dropout, bidirectional, device, dtype: as for :class:`GRU`.
+
+    Raises:
+        ValueError, TypeError: as ``torch.nn.RNN`` does for the same call.
+    """
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int = 1,
+        nonlinearity: str = "tanh",
+        bias: bool = True,
+        batch_first: bool = False,
+        dropout: float = 0.0,
+        bidirectional: bool = False,
+        device=None,
+        dtype=None,
+        **unknown,
+    ) -> None:
+        _refuse_proj_size(unknown)
+        if nonlinearity not in ("tanh", "relu"):
+            raise ValueError(
+                f"Unknown nonlinearity '{nonlinearity}'. Select from 'tanh' or 'relu'."
+            )
+        super().__init__(
+            f"RNN_{nonlinearity.upper()}", input_size, hidden_size, num_layers, bias, batch_first,
+            dropout, bidirectional, device=device, dtype=dtype, **unknown,
+        )  # fmt: skip
+        self.nonlinearity = nonlinearity
+
+    def forward(
+        self,
+        input: Tensor | PackedSequence,
+        hx: Tensor | None = None,
+        *,
+        lengths: Tensor | Sequence[int] | None = None,
+        reset: Tensor | None = None,
+        embedding: Tensor | None = None,
+        return_states: bool = False,
+    ) -> tuple[Tensor | PackedSequence, Tensor] | tuple[Tensor | PackedSequence, Tensor, RNNStates]:
+        """Run the layers; arguments, results and errors as those of :meth:`GRU.forward`."""
+        return self._run(input, hx, lengths, reset, embedding, return_states)
+
+    def _wrong_dim(self, expected: str, dim: int) -> str:
+        return f"RNN: Expected input to be {expected}, got {dim}D tensor instead"
+
+
+def _refuse_proj_size(unknown: dict) -> None:
+    if "proj_size" in unknown:
+        raise ValueError("proj_size argument is only supported for LSTM, not RNN or GRU")

@@ -1,8 +1,7 @@
-"""The benchmarks: statistics on a fake clock, CSV rows, command lines, pictures."""
+"""The benchmarks of layers: FLOPs, CSV rows, command lines, pictures."""
 
 from __future__ import annotations
 
-import gc
 import os
 import random
 import subprocess
@@ -17,11 +16,10 @@ from torch import nn
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))
 
-from benchmarks import bench_cells, csv_rows, machine, plot, timing
+from benchmarks import bench_cells, cli, csv_rows, machine, plot
 from benchmarks.equality import Problem
-from benchmarks.providers import CELLS, PROVIDERS, Provider
+from benchmarks.providers import CELLS, PROVIDERS, STEPS, Provider
 from benchmarks.shapes import GRIDS, Shape, flops, parse_shape
-from benchmarks.timing import Contender, measure_pairs, summarise
 
 ROOT = Path(__file__).resolve().parents[1]
 FULL_GRID = (
@@ -38,101 +36,32 @@ def one_thread():
     torch.set_num_threads(threads)
 
 
-class FakeClock:
-    """Time that passes only where a test says so."""
-
-    def __init__(self) -> None:
-        self.now = 0.0
-
-    def __call__(self) -> float:
-        return self.now
-
-    def sleep(self, seconds: float) -> None:
-        self.now += seconds
+@pytest.fixture(autouse=True)
+def short_peak(monkeypatch) -> None:
+    monkeypatch.setattr(machine, "PEAK_SECONDS", 0.002)
 
 
-def test_percentile_is_linear_between_neighbours() -> None:
-    assert timing.percentile([4.0, 1.0, 3.0, 2.0], 50) == 2.5
-    assert timing.percentile([10.0, 20.0], 10) == pytest.approx(11.0)
-    assert timing.percentile([7.0], 90) == 7.0
-    assert timing.percentile([1.0, 2.0, 3.0], 100) == 3.0
+@pytest.mark.parametrize("provider", ["torch", "fastlstm"])
+@pytest.mark.parametrize("cells, suffix", [(CELLS, ""), (STEPS, "_cell")])
+def test_rnn_is_measured_with_either_nonlinearity(provider: str, cells, suffix: str) -> None:
+    for name, expected in (("rnn", "tanh"), ("rnn_relu", "relu")):
+        module = PROVIDERS[provider].make(cells[name + suffix], 2, 3)
+        assert module.nonlinearity == expected
 
 
-def test_geometric_mean() -> None:
-    assert timing.geometric_mean([0.5, 2.0, 8.0]) == pytest.approx(2.0)
+@pytest.mark.parametrize("cell, gates", [("lstm", 4), ("gru", 3), ("rnn", 1), ("rnn_relu", 1)])
+def test_flops_counts_every_weight_twice_a_row(cell: str, gates: int) -> None:
+    layer = PROVIDERS["torch"].make(CELLS[cell], 4, 5)
+    weights = layer.weight_ih_l0.numel() + layer.weight_hh_l0.numel()
+    assert CELLS[cell].gates == gates
+    assert flops(gates, Shape(2, 3, 4, 5), "infer") == 2 * weights * 2 * 3
+    assert flops(gates, Shape(2, 3, 4, 5), "train") == 3 * 2 * weights * 2 * 3
+    assert flops(gates, Shape(2, 3, 4, 5), "infer", rows=4) == 2 * weights * 4
 
 
-def test_summary_takes_the_median_of_ratios_not_the_ratio_of_medians() -> None:
-    stats = summarise([(2.0, 1.0), (30.0, 10.0), (8.0, 2.0)])
-    assert stats.pairs == 3
-    assert stats.baseline_ms == 8000
-    assert stats.ms == 2000
-    assert (stats.ms_p10, stats.ms_p90) == (pytest.approx(1200), pytest.approx(8400))
-    assert stats.ratio == 3.0
-    assert (stats.ratio_p10, stats.ratio_p90) == (pytest.approx(2.2), pytest.approx(3.8))
-    assert (stats.ratio_p25, stats.ratio_p75) == (pytest.approx(2.5), pytest.approx(3.5))
-
-
-def test_paired_ratio_survives_a_drifting_clock() -> None:
-    clock = FakeClock()
-    calls = []
-
-    def drifting(name: str, seconds: float) -> Contender:
-        def run() -> None:
-            slowdown = 1 + len(calls) // 2
-            calls.append(name)
-            clock.sleep(seconds * slowdown)
-
-        return Contender(name, run)
-
-    pairs = measure_pairs(drifting("a", 2.0), drifting("b", 1.0), 500.0, clock=clock)
-    assert len(pairs) > 10
-    assert {a / b for a, b in pairs} == {2.0}
-    assert pairs[-1][0] > 2 * pairs[0][0]
-    turns = list(zip(calls[::2], calls[1::2], strict=True))
-    assert set(turns) == {("a", "b"), ("b", "a")}
-
-
-def test_timing_keeps_its_budget_and_its_minimum_of_pairs() -> None:
-    clock = FakeClock()
-    contender = Contender("a", lambda: clock.sleep(1.0))
-    assert len(measure_pairs(contender, contender, 40.0, clock=clock)) == 20
-    assert len(measure_pairs(contender, contender, 0.5, clock=clock)) == timing.MIN_PAIRS
-    start = clock()
-    measure_pairs(contender, contender, 0.5, min_pairs=1, clock=clock)
-    assert clock() - start == 2 * (timing.MIN_WARMUPS + 1)
-
-
-def test_only_the_call_is_on_the_clock() -> None:
-    clock = FakeClock()
-
-    class Result:
-        def __del__(self) -> None:
-            clock.sleep(1000)
-
-    class SlowContext:
-        def __enter__(self) -> None:
-            clock.sleep(100)
-
-        def __exit__(self, *_: object) -> None:
-            clock.sleep(100)
-
-    def run() -> Result:
-        assert not gc.isenabled()
-        clock.sleep(1)
-        return Result()
-
-    assert gc.isenabled()
-    contender = Contender("a", run, prepare=lambda: clock.sleep(10), context=SlowContext)
-    assert set(measure_pairs(contender, contender, 1.0, clock=clock)) == {(1.0, 1.0)}
-    assert gc.isenabled()
-
-
-def test_flops_counts_every_weight_twice_a_row() -> None:
-    lstm_weights = 4 * 5 * 4 + 4 * 5 * 5
-    assert flops(4, Shape(2, 3, 4, 5), "infer") == 2 * lstm_weights * 2 * 3
-    assert flops(4, Shape(2, 3, 4, 5), "train") == 3 * 2 * lstm_weights * 2 * 3
-    assert flops(3, Shape(1, 1, 1, 1), "infer") == 12
+def test_milliseconds_keep_three_digits() -> None:
+    texts = [cli.milliseconds(value) for value in (0.00312, 0.125, 9.87654, 12.3456, 1234.56)]
+    assert texts == ["0.00312", "0.125", "9.877", "12.35", "1234.6"]
 
 
 def test_grids() -> None:
@@ -224,7 +153,8 @@ def test_peak_is_measured_before_every_row(monkeypatch, capsys) -> None:
     asked = []
     extension = types.SimpleNamespace(fma_peak=lambda *call: asked.append(call) or 1e-6)
     monkeypatch.setitem(sys.modules, "fastlstm", types.SimpleNamespace(_C=extension))
-    argv = "--shape 3,8,16,16 --shape 4,8,16,16 --mode infer --providers torch,torch-native"
+    argv = "--shape 3,8,16,16 --shape 4,8,16,16 --cells lstm --mode infer"
+    argv += " --providers torch,torch-native"
     assert bench_cells.main([*argv.split(), "--seconds", "0.01", "--threads", "1"]) == 0
     assert asked == [("float32", 1, machine.PEAK_SECONDS)] * 2
     lines = capsys.readouterr().out.splitlines()
@@ -238,6 +168,15 @@ def test_peak_is_none_without_the_extension(monkeypatch) -> None:
     assert machine.fma_peak(torch.float32, 1) is None
     monkeypatch.setitem(sys.modules, "fastlstm", types.SimpleNamespace(_C=object()))
     assert machine.fma_peak(torch.float32, 1) is None
+
+
+def test_peak_of_a_narrow_dtype_is_that_of_float32(monkeypatch) -> None:
+    extension = types.SimpleNamespace(
+        fma_peak=lambda dtype, *_: {"float32": 2.0, "float64": 1.0}[dtype]
+    )
+    monkeypatch.setitem(sys.modules, "fastlstm", types.SimpleNamespace(_C=extension))
+    dtypes = (torch.float32, torch.bfloat16, torch.float64)
+    assert [machine.fma_peak(dtype, 1) for dtype in dtypes] == [2.0, 2.0, 1.0]
 
 
 def test_commit_is_unknown_outside_git(tmp_path: Path, monkeypatch) -> None:
@@ -255,13 +194,44 @@ def test_commit_is_unknown_outside_git(tmp_path: Path, monkeypatch) -> None:
     ],
 )
 def test_required_ratios_decide_the_exit_code(argv: str, code: int, missed, capsys) -> None:
-    run = (
-        "--shape 20,8,33,17 --mode infer --providers torch,torch-native --seconds 0.01 --threads 1"
-    )
+    run = "--shape 20,8,33,17 --cells lstm --mode infer --seconds 0.01 --threads 1"
+    run += " --providers torch,torch-native"
     assert bench_cells.main([*run.split(), *argv.split()]) == code
     lines = capsys.readouterr().out.splitlines()
     found = [line.removeprefix("MISSED: ") for line in lines if line.startswith("MISSED")]
     assert [line.rsplit(" ", 4)[0] for line in found] == missed
+
+
+def test_a_summary_for_each_cell_dtype_and_mode(tmp_path: Path, capsys) -> None:
+    path = tmp_path / "rows.csv"
+    argv = "--shape 6,16,40,32 --cells lstm,gru,rnn,rnn_relu --dtype float64,bfloat16"
+    argv += " --providers torch,torch-native --seconds 0.01 --threads 1"
+    assert bench_cells.main([*argv.split(), "--csv", str(path)]) == 0
+    expected = [
+        (cell, mode, dtype)
+        for cell in ("lstm", "gru", "rnn", "rnn_relu")
+        for dtype in ("float64", "bfloat16")
+        for mode in ("infer", "train")
+    ]
+    lines = [line for line in capsys.readouterr().out.splitlines() if "geometric mean" in line]
+    assert [tuple(line.split(", ")[:3]) for line in lines] == expected
+    assert all("minimum" in line for line in lines)
+    rows = csv_rows.read_rows(path)
+    assert [(r["cell"], r["mode"], r["dtype"]) for r in rows] == expected
+    for r in rows:
+        operations = flops(CELLS[r["cell"]].gates, Shape(6, 16, 40, 32), r["mode"])
+        assert float(r["gflops"]) == pytest.approx(operations / float(r["ms"]) / 1e6, rel=1e-3)
+
+
+def test_fastlstm_is_measured(tmp_path: Path) -> None:
+    path = tmp_path / "rows.csv"
+    argv = "--shape 16,16,40,48 --dtype float32,bfloat16 --seconds 0.01 --threads 1"
+    assert bench_cells.main([*argv.split(), "--csv", str(path)]) == 0
+    rows = csv_rows.read_rows(path)
+    assert [r["cell"] for r in rows[::4]] == ["lstm", "gru", "rnn"]
+    assert [r["dtype"] for r in rows] == 3 * (2 * ["float32"] + 2 * ["bfloat16"])
+    assert {(r["provider"], r["baseline"]) for r in rows} == {("fastlstm", "torch")}
+    assert all(float(r["peak_percent"]) > 0 for r in rows)
 
 
 @pytest.mark.parametrize(
@@ -274,7 +244,9 @@ def test_required_ratios_decide_the_exit_code(argv: str, code: int, missed, caps
         ("--providers torch,tensorflow", "argument --providers: unknown provider 'tensorflow'"),
         ("--providers torch,torch", "argument --providers: a provider is named twice"),
         ("--providers torch", "argument --providers: needs a baseline and at least one more"),
-        ("--cells lstm,tree", "argument --cells: unknown cell 'tree'; known: lstm"),
+        ("--cells lstm,tree", "argument --cells: unknown cell 'tree'; known: lstm, gru, rnn, "),
+        ("--dtype float32,int8", "argument --dtype: unknown dtype 'int8'; known: float32, float64"),
+        ("--dtype float32,float32", "argument --dtype: a dtype is named twice"),
         ("--seconds 0", "argument --seconds: expected a positive number, got '0'"),
         ("--seconds nan", "argument --seconds: expected a positive number, got 'nan'"),
         ("--threads 0", "argument --threads: expected a positive integer, got '0'"),
@@ -313,7 +285,8 @@ def test_missing_provider_and_foreign_csv_are_one_line(tmp_path: Path, monkeypat
 
 def test_script_runs_from_any_directory(tmp_path: Path) -> None:
     # float64, where torch has one path: on so few elements two float32 paths may differ by luck.
-    argv = "--shape 3,2,4,5 --providers torch,torch-native --seconds 0.05 --threads 1"
+    argv = "--shape 3,2,4,5 --cells lstm --seconds 0.05 --threads 1"
+    argv += " --providers torch,torch-native"
     command = [sys.executable, str(ROOT / "benchmarks" / "bench_cells.py"), *argv.split()]
     done = subprocess.run(
         [*command, "--dtype", "float64", "--csv", "rows.csv"],
@@ -365,7 +338,9 @@ def test_plot_draws_the_latest_row_of_each_shape() -> None:
 def test_plot_writes_a_picture(tmp_path: Path, capsys) -> None:
     pytest.importorskip("matplotlib")
     source, picture = tmp_path / "rows.csv", tmp_path / "ratios.png"
-    csv_rows.append_rows(source, plotted_rows())
+    # One more, in a panel without the other series, beside panels without any.
+    step = {**plotted_rows()[0], "cell": "gru", "mode": "infer, lengths 20..200", "T": 200}
+    csv_rows.append_rows(source, [*plotted_rows(), step])
     assert plot.main([str(source), str(picture)]) == 0
     assert picture.read_bytes().startswith(b"\x89PNG")
     with pytest.raises(SystemExit) as exit:

@@ -49,8 +49,7 @@ def test_paths(capability: str) -> None:
             "--tb=short",
             "-p",
             "no:cacheprovider",
-        ]
-        + ["test_lstm.py", "test_gradcheck.py"],
+        ],
         cwd=Path(__file__).parent,
         env=environment(capability),
         capture_output=True,

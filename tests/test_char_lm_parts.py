@@ -48,7 +48,7 @@ def tiny_model(vocab_size: int = 7, *, seed: int = 0, scale: float = 1.0, **sett
     model = CharLM(vocab_size, config)
     with torch.no_grad():
         # Larger weights: a model whose output depends on more than the last character.
-        for weight in (model.head.weight, *model.lstm.parameters()):
+        for weight in (model.head.weight, *model.rnn.parameters()):
             weight.mul_(scale)
     return model.eval()
 
@@ -180,7 +180,7 @@ def test_model_is_the_same_with_both_backends(backend, settings):
     theirs = tiny_model(backend="torch", forget_bias=1.5, **settings)
     for name, value in theirs.state_dict().items():
         assert torch.equal(ours.state_dict()[name], value), name
-    assert ours.lstm.bias_ih_l0[12:24].eq(1.5).all() and ours.lstm.bias_hh_l0[12:24].eq(0).all()
+    assert ours.rnn.bias_ih_l0[12:24].eq(1.5).all() and ours.rnn.bias_hh_l0[12:24].eq(0).all()
     tokens = torch.randint(7, (9, 3))
     state = (torch.randn(settings.get("layers", 1), 3, 12),) * 2
     for found, expected in zip(ours(tokens, state)[1], theirs(tokens, state)[1], strict=True):
@@ -190,8 +190,8 @@ def test_model_is_the_same_with_both_backends(backend, settings):
 
 def test_one_hot_input_is_one_hot():
     model = tiny_model(embedding=0)
-    assert model.lstm.input_size == 7
-    output, _ = model.lstm(F.one_hot(torch.tensor([[2], [6]]), 7).float())
+    assert model.rnn.input_size == 7
+    output, _ = model.rnn(F.one_hot(torch.tensor([[2], [6]]), 7).float())
     torch.testing.assert_close(model(torch.tensor([[2], [6]]))[0], model.head(output))
 
 

@@ -1,58 +1,129 @@
-"""The reference loop against torch.nn.LSTM, in float64: the ground under all other tests."""
+"""The reference loops against torch.nn, in float64: the ground under all other tests."""
 
+from dataclasses import replace
 from itertools import product
 
 import pytest
 import torch
-from helpers import HAS_LONG_DOUBLE, Case, cases, max_error, oracle, plain, solve
-from torch import nn
+from helpers import MODES, Case, Values, call, cases, max_error, named, plain, solve, theirs
+from oracle import HAS_LONG_DOUBLE, long_double_oracle
+from torch import Tensor, nn
+from torch.func import grad, hessian, jvp, vmap
+from torch.nn.utils.rnn import pack_sequence
 
 from fastlstm import reference
 
+EXACT = {"rtol": 0, "atol": 1e-10}
 
-@pytest.mark.parametrize("num_layers", [1, 3])
+
+def module(mode: str, *args, **options) -> nn.RNNBase:
+    if mode.startswith("RNN"):
+        return nn.RNN(*args, nonlinearity=mode[4:].lower(), **options).double()
+    return getattr(nn, mode)(*args, **options).double()
+
+
+def assert_equal_to(rnn: nn.RNNBase, expected, found, inputs: list[Tensor]) -> None:
+    """Outputs and the gradients of ``inputs``; both are as torch.nn returns them."""
+
+    def flat(output, hidden) -> tuple[Tensor, ...]:
+        return output, *(hidden if rnn.mode == "LSTM" else (hidden,))
+
+    expected, found = flat(*expected), flat(*found)
+    torch.testing.assert_close(found, expected, **EXACT)
+    cotangents = [torch.randn_like(t) for t in expected]
+    grads = [
+        torch.autograd.grad(results, inputs, cotangents, materialize_grads=True)
+        for results in (found, expected)
+    ]
+    torch.testing.assert_close(*grads, **EXACT)
+
+
+def loop(rnn: nn.RNNBase, input: Tensor, hx, **options):
+    function = {"LSTM": reference.lstm, "GRU": reference.gru}.get(rnn.mode, reference.rnn)
+    if function is reference.rnn:
+        options["nonlinearity"] = rnn.nonlinearity
+    weights = [[getattr(rnn, n) for n in names] for names in rnn._all_weights]
+    return function(
+        input,
+        hx,
+        weights,
+        batch_first=rnn.batch_first,
+        bidirectional=rnn.bidirectional,
+        dropout=rnn.dropout,
+        training=rnn.training,
+        **options,
+    )
+
+
+def state_of(rnn: nn.RNNBase, *batch: int):
+    D = 2 if rnn.bidirectional else 1
+
+    def state(width: int) -> Tensor:
+        size = (rnn.num_layers * D, *batch, width)
+        return torch.randn(size, dtype=torch.float64, requires_grad=True)
+
+    h0 = state(rnn.proj_size or rnn.hidden_size)
+    return (h0, state(rnn.hidden_size)) if rnn.mode == "LSTM" else h0
+
+
+@pytest.mark.parametrize("mode", [*MODES, "proj"])
 @pytest.mark.parametrize("bidirectional", [False, True], ids=["forward", "bidirectional"])
 @pytest.mark.parametrize("bias", [True, False], ids=["bias", "nobias"])
 @pytest.mark.parametrize("layout", ["time_first", "batch_first", "unbatched", "unbatched_first"])
-@pytest.mark.parametrize("dropout", [0.0, 0.5, 1.0])
 @pytest.mark.filterwarnings("ignore:dropout option adds dropout")
-def test_equals_torch_nn(
-    num_layers: int, bidirectional: bool, bias: bool, layout: str, dropout: float
-) -> None:
+def test_equals_torch_nn(mode: str, bidirectional: bool, bias: bool, layout: str) -> None:
     """Outputs and all gradients, with the dropout masks that the same seed gives torch.nn."""
-    batch_first = layout.endswith("_first") and layout != "time_first"
-    lstm = nn.LSTM(3, 4, num_layers, bias, batch_first, dropout, bidirectional).double()
+    options = {"proj_size": 3} if mode == "proj" else {}
+    mode = "LSTM" if mode == "proj" else mode
+    batch_first = layout in ("batch_first", "unbatched_first")
     size = (5,) if layout.startswith("unbatched") else (5, 2)
     batch = () if len(size) == 1 else (size[0] if batch_first else size[1],)
     x = torch.randn(*size, 3, dtype=torch.float64, requires_grad=True)
-    for with_state, training in product((True, False), repeat=2):
-        lstm.train(training)
-        state = [
-            torch.randn(len(lstm.all_weights), *batch, 4, dtype=torch.float64, requires_grad=True)
-            for _ in range(2)
-        ]
-        hx = tuple(state) if with_state else None
+    for layers, dropout, with_state, training in (
+        (1, 0.0, True, True),
+        (1, 0.5, False, True),
+        (3, 0.5, True, True),
+        (3, 0.5, False, False),
+        (3, 1.0, True, True),
+    ):
+        rnn = module(
+            mode, 3, 4, layers, bias=bias, batch_first=batch_first, dropout=dropout,
+            bidirectional=bidirectional, **options,
+        )  # fmt: skip
+        rnn.train(training)
+        hx = state_of(rnn, *batch) if with_state else None
         torch.manual_seed(1)
-        output, hidden = lstm(x, hx)
+        expected = rnn(x, hx)
         torch.manual_seed(1)
-        output_ref, hidden_ref = reference.lstm(
-            x,
-            hx,
-            lstm.all_weights,
-            batch_first=batch_first,
-            bidirectional=bidirectional,
-            dropout=dropout,
-            training=training,
-        )
-        expected, found = (output, *hidden), (output_ref, *hidden_ref)
-        torch.testing.assert_close(found, expected, rtol=0, atol=1e-10)
-        inputs = [x, *lstm.parameters(), *(state if with_state else [])]
-        cotangents = [torch.randn_like(t) for t in expected]
-        grads = [
-            torch.autograd.grad(results, inputs, cotangents, materialize_grads=True)
-            for results in (found, expected)
-        ]
-        torch.testing.assert_close(*grads, rtol=0, atol=1e-10)
+        found = loop(rnn, x, hx)
+        states = [] if hx is None else list(hx) if mode == "LSTM" else [hx]
+        assert_equal_to(rnn, expected, found, [x, *rnn.parameters(), *states])
+
+
+@pytest.mark.parametrize("mode", [*MODES, "proj"])
+@pytest.mark.parametrize("bidirectional", [False, True], ids=["forward", "bidirectional"])
+def test_packed_rows_equal_torch_nn(mode: str, bidirectional: bool) -> None:
+    options = {"proj_size": 3} if mode == "proj" else {}
+    mode = "LSTM" if mode == "proj" else mode
+    rnn = module(mode, 3, 4, 2, dropout=0.5, bidirectional=bidirectional, **options)
+    packed = pack_sequence([torch.randn(n, 3, dtype=torch.float64) for n in (5, 3, 3, 1)])
+    data = packed.data.requires_grad_()
+    hx = state_of(rnn, 4)
+    torch.manual_seed(1)
+    output, hidden = rnn(packed, hx)
+    torch.manual_seed(1)
+    found = loop(rnn, data, hx, batch_sizes=packed.batch_sizes)
+    states = list(hx) if mode == "LSTM" else [hx]
+    assert_equal_to(rnn, (output.data, hidden), found, [data, *rnn.parameters(), *states])
+
+
+RAGGED = (
+    Case(5, 4, 3, 4, bidirectional=True, lengths=(2, 5, 0, 1)),
+    Case(5, 4, 3, 4, layers=2, batch_first=True, lengths=(2, 5, 0, 1)),
+    Case(5, 4, 3, 4, bidirectional=True, reset=0.4),
+    Case(6, 4, 3, 4, layers=2, bidirectional=True, lengths=(3, 6, 0, 1), reset=0.4),
+    Case(6, 4, 3, 4, batch_first=True, bidirectional=True, lengths=(3, 6, 2, 1), reset=0.4),
+)
 
 
 @pytest.mark.skipif(not HAS_LONG_DOUBLE, reason="long double is no wider than double here")
@@ -60,54 +131,204 @@ def test_equals_torch_nn(
     Case(6, 3, 4, 5),
     Case(4, 2, 3, 5, layers=2, bidirectional=True, batch_first=True),
     Case(4, 2, 3, 5, bias=False, state=False),
+    Case(5, 4, 3, 4, layers=2, bidirectional=True, lengths=(5, 3, 3, 1), packed=True),
+    *RAGGED,
+    modes=MODES,
 )
 def test_equals_the_equations_worked_by_hand(case: Case) -> None:
     """Against the forward and backward equations written out in long double."""
     values, cotangents = case.problem(torch.float64), case.cotangents(torch.float64)
     found = solve(plain, case, values, cotangents)
-    expected = oracle(case, values, cotangents)
+    expected = long_double_oracle(case, values, cotangents)
+    assert found.keys() == expected.keys()
     for name in expected:
         assert max_error(found[name], expected[name]) < 1e-14, name
 
 
-def test_one_layer() -> None:
+@pytest.mark.skipif(not HAS_LONG_DOUBLE, reason="long double is no wider than double here")
+@cases(*(replace(case, proj_size=3) for case in (Case(4, 2, 3, 5, layers=2), *RAGGED)))
+def test_projection_equals_the_equations_worked_by_hand(case: Case) -> None:
+    test_equals_the_equations_worked_by_hand(case)
+
+
+@cases(
+    Case(5, 4, 3, 4, bidirectional=True, lengths=(2, 5, 0, 1)),
+    Case(5, 4, 3, 4, layers=2, batch_first=True, state=False, lengths=(2, 5, 0, 5)),
+    modes=MODES,
+)
+def test_lengths_equal_torch_nn_on_packed_rows(case: Case) -> None:
+    values, cotangents = case.problem(torch.float64), case.cotangents(torch.float64)
+    values["x"][case.padding] = float("nan")
+    found = solve(plain, case, values, cotangents)
+    torch.testing.assert_close(found, solve(theirs, case, values, cotangents), **EXACT)
+
+
+def row_by_row(case: Case, values: Values) -> Values:
+    """The same by calls on one sequence at a time, which is over where the next one begins."""
+    rows: list[Values] = []
+    T, N = case.T, case.N
+    x, reset = values["x"], values.get("reset", torch.zeros(case.size, dtype=torch.bool))
+    if case.batch_first:
+        x, reset = x.transpose(0, 1), reset.t()
+    lengths = values.get("lengths", torch.full((N,), T)).tolist()
+    for n in range(N):
+        starts = [t for t in range(1, lengths[n]) if reset[t, n]]
+        bounds = [0, *starts, lengths[n]]
+        pieces = []
+        for begin, end in zip(bounds, bounds[1:], strict=False):
+            inner = {k: v for k, v in values.items() if k not in ("lengths", "reset")}
+            inner["x"] = x[begin:end, n : n + 1]
+            for name in case.state_names:
+                state = values[name][:, n : n + 1].clone()
+                if begin > 0 or (lengths[n] and reset[0, n]):
+                    state[0] = 0
+                if end < lengths[n] and case.bidirectional:
+                    state[1] = 0
+                inner[name] = state
+            one = replace(case, N=1, T=end - begin, lengths=None, reset=0, batch_first=False)
+            pieces.append(plain(one, inner))
+        row = {"output": torch.cat([p["output"] for p in pieces])}
+        row["output"] = nn.functional.pad(row["output"], (0, 0, 0, 0, 0, T - lengths[n]))
+        for name in case.outputs[1:]:
+            ends = (pieces[-1][name][:1], pieces[0][name][1:])
+            row[name] = torch.cat(ends)
+        rows.append(row)
+    results = {n: torch.cat([row[n] for row in rows], dim=1) for n in case.outputs}
+    if case.batch_first:
+        results["output"] = results["output"].transpose(0, 1)
+    return results
+
+
+@cases(
+    *(case for case in RAGGED if case.layers == 1),
+    Case(4, 3, 2, 5, bidirectional=True, reset=1.0),
+    Case(4, 3, 2, 5, bidirectional=True, reset=1.0, lengths=(4, 2, 0)),
+    modes=MODES,
+)
+def test_every_sequence_might_as_well_be_alone(case: Case) -> None:
+    """Lengths, and resets in both directions, put differently: one call for each sequence."""
+    for seed in range(3):
+        values = case.problem(torch.float64, seed)
+        torch.testing.assert_close(plain(case, values), row_by_row(case, values), **EXACT)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_reset_past_the_end_of_a_row_has_no_effect(mode: str) -> None:
+    case = Case(5, 3, 2, 4, mode=mode, bidirectional=True, lengths=(3, 0, 5))
+    values = case.problem(torch.float64)
+    expected = plain(case, values)
+    values["reset"] = case.padding
+    assert values["reset"].any()
+    torch.testing.assert_close(plain(case, values), expected, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("packed", [False, True], ids=["padded", "packed"])
+def test_lengths_may_be_given_in_many_ways(packed: bool) -> None:
+    case = Case(5, 4, 3, 4, bidirectional=True, lengths=(5, 3, 3, 1), packed=packed)
+    values = case.problem(torch.float64)
+    expected = plain(case, values)
+    name = "batch_sizes" if packed else "lengths"
+    for lengths in (values[name].int(), values[name].to(torch.uint8)):
+        assert torch.equal(plain(case, values | {name: lengths})["output"], expected["output"])
+    if not packed:
+        found = plain(case, values | {name: list(case.lengths)})
+        assert torch.equal(found["output"], expected["output"])
+
+
+@cases(Case(4, 3, 2, 5), modes=MODES)
+def test_one_layer(case: Case) -> None:
     """y and c hold every step at its own t, in both directions."""
-    case = Case(4, 3, 2, 5)
     v = case.problem(torch.float64)
-    h, c = v["h0"][0], v["c0"][0]
-    w = case.weights(v)[0]
-    y, cells = reference.lstm_layer(v["x"], h, c, *w)
-    flipped, flipped_cells = reference.lstm_layer(v["x"].flip(0), h, c, *w, reverse=True)
-    for t in range(4):
-        gates = v["x"][t] @ w[0].T + w[2] + h @ w[1].T + w[3]
-        i, f, g, o = gates.split(5, dim=1)
-        c = f.sigmoid() * c + i.sigmoid() * g.tanh()
-        h = o.sigmoid() * c.tanh()
-        torch.testing.assert_close(y[t], h, rtol=0, atol=1e-12)
-        torch.testing.assert_close(cells[t], c, rtol=0, atol=1e-12)
-    assert torch.equal(flipped.flip(0), y)
-    assert torch.equal(flipped_cells.flip(0), cells)
-
-
-def test_states_of_every_layer() -> None:
-    """Taken before dropout: the masked output of layer 0 is what layer 1 saw."""
-    case = Case(4, 3, 2, 5, layers=2, batch_first=True)
-    v = case.problem(torch.float64)
-    weights = case.weights(v)
-    hx = (v["h0"], v["c0"])
-    output, (h_n, c_n), states = reference.lstm(
-        v["x"], hx, weights, batch_first=True, dropout=0.5, training=True, return_states=True
+    weights = [(*case.weights(v)[0], None)]
+    c0 = v.get("c0")
+    y, c, h_n, c_n = reference.layer(case.mode, v["x"], v["h0"], c0, weights)
+    both, c_both, *_ = reference.layer(
+        case.mode,
+        v["x"],
+        v["h0"].expand(2, -1, -1),
+        None if c0 is None else c0.expand(2, -1, -1),
+        weights * 2,
     )
-    below, _ = reference.lstm(v["x"], (hx[0][:1], hx[1][:1]), weights[:1], batch_first=True)
-    assert torch.equal(states.h[0], below)
-    assert torch.equal(states.h[1], output)
-    for layer in range(2):
-        assert torch.equal(states.h[layer][:, -1], h_n[layer])
-        assert torch.equal(states.c[layer][:, -1], c_n[layer])
+    backwards, c_backwards, *_ = reference.layer(case.mode, v["x"].flip(0), v["h0"], c0, weights)
+    assert torch.equal(y[-1], h_n[0])
+    assert torch.equal(both, torch.cat([y, backwards.flip(0)], dim=-1))
+    one_step = replace(case, T=1)
+    for t in range(4):
+        step = plain(one_step, v | {"x": v["x"][t : t + 1]})
+        torch.testing.assert_close(y[t], step["output"][0], rtol=0, atol=1e-12)
+        v["h0"] = step["h_n"]
+        if case.mode == "LSTM":
+            torch.testing.assert_close(c[t], step["c_n"][0], rtol=0, atol=1e-12)
+            v["c0"] = step["c_n"]
+    if case.mode == "LSTM":
+        assert torch.equal(c[-1], c_n[0])
+        assert torch.equal(c_both, torch.cat([c, c_backwards.flip(0)], dim=-1))
+    else:
+        assert c is None and c_n is None
 
 
-def test_tokens() -> None:
-    case = Case(4, 3, 6, 5)
+@pytest.mark.parametrize("mode", MODES)
+def test_cells_equal_torch_nn(mode: str) -> None:
+    """The functional cells, with and without bias, with and without a batch."""
+    for bias, batch in product((True, False), ((), (3,))):
+        gates = {"LSTM": 4, "GRU": 3}.get(mode, 1)
+        w = [torch.randn(gates * 5, n, dtype=torch.float64) for n in (2, 5)]
+        w += [torch.randn(gates * 5, dtype=torch.float64) for _ in range(2)] if bias else []
+        x, h, c = (torch.randn(*batch, n, dtype=torch.float64) for n in (2, 5, 5))
+        if mode == "LSTM":
+            found = reference.lstm_cell(x, (h, c), *w)
+            expected = torch.lstm_cell(*_rows(x), _rows(h, c), *w)
+        elif mode == "GRU":
+            found = (reference.gru_cell(x, h, *w),)
+            expected = (torch.gru_cell(*_rows(x, h), *w),)
+        else:
+            found = (reference.rnn_cell(x, h, *w, nonlinearity=mode[4:].lower()),)
+            expected = (getattr(torch, f"{mode.lower()}_cell")(*_rows(x, h), *w),)
+        for a, b in zip(found, expected, strict=True):
+            torch.testing.assert_close(a, b.view_as(a), **EXACT)
+
+
+def _rows(*tensors: Tensor) -> list[Tensor]:
+    return [t.view(-1, t.size(-1)) for t in tensors]
+
+
+def test_unknown_nonlinearity() -> None:
+    case = Case(2, 2, 2, 2, mode="RNN_TANH")
+    values = case.problem(torch.float64)
+    weights = case.weights(values)
+    with pytest.raises(ValueError, match="nonlinearity.*'tanh' or 'relu'.*'elu'"):
+        reference.rnn(values["x"], None, weights, nonlinearity="elu")
+    with pytest.raises(ValueError, match="nonlinearity.*'tanh' or 'relu'.*'elu'"):
+        reference.rnn_cell(values["x"][0], values["h0"][0], *weights[0], nonlinearity="elu")
+
+
+@cases(
+    Case(4, 3, 2, 5, layers=2, batch_first=True),
+    Case(4, 3, 2, 5, layers=2, batch_first=True, lengths=(4, 2, 0)),
+    modes=MODES,
+)
+def test_states_of_every_layer(case: Case) -> None:
+    """Taken before dropout: the masked output of layer 0 is what layer 1 saw."""
+    v = case.problem(torch.float64)
+    results = call(reference, case, v, dropout=0.5, training=True, return_states=True)
+    found = named(case, results)
+    below = plain(replace(case, layers=1), v | {n: v[n][:1] for n in case.state_names})
+    assert type(results[2]) is (
+        reference.LSTMStates if case.mode == "LSTM" else reference.RNNStates
+    )
+    assert torch.equal(found["h0"], below["output"])
+    assert torch.equal(found["h1"], found["output"])
+    for name in case.outputs[1:]:
+        for layer in range(2):
+            every = found[f"{name[0]}{layer}"]
+            assert torch.equal(every[0, -1], found[name][layer, 0])
+            if case.lengths:
+                assert torch.equal(every[1, 1], found[name][layer, 1])
+                assert (every[case.padding] == 0).all()
+
+
+@cases(Case(4, 3, 6, 5), Case(4, 3, 6, 5, lengths=(2, 0, 4)), modes=MODES)
+def test_tokens(case: Case) -> None:
     v = case.problem(torch.float64)
     tokens = torch.randint(6, (4, 3))
     one_hot = nn.functional.one_hot(tokens, 6).double()
@@ -121,14 +342,75 @@ def test_tokens() -> None:
     for bad in (-1, 6):
         with pytest.raises(IndexError, match=rf"input.*\[0, 5\].*{bad}"):
             plain(case, v | {"x": torch.full((4, 3), bad)})
+    if case.lengths:
+        tokens[case.padding] = -100
+        torch.testing.assert_close(
+            plain(case, v | {"x": tokens}), plain(case, v | {"x": one_hot}), rtol=0, atol=1e-14
+        )
 
 
+@pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("bidirectional", [False, True], ids=["forward", "bidirectional"])
-def test_nothing_to_do(bidirectional: bool) -> None:
-    case = Case(0, 3, 2, 5, layers=2, bidirectional=bidirectional)
+def test_nothing_to_do(mode: str, bidirectional: bool) -> None:
+    case = Case(0, 3, 2, 5, layers=2, bidirectional=bidirectional, mode=mode)
     v = case.problem(torch.float64)
-    results = plain(case, v)
-    assert results["output"].shape == (0, 3, 10 if bidirectional else 5)
-    assert torch.equal(results["h_n"], v["h0"]) and torch.equal(results["c_n"], v["c0"])
-    case = Case(4, 0, 2, 5)
+    for extra in ({}, {"lengths": torch.zeros(3, dtype=torch.int64)}):
+        results = plain(case, v | extra)
+        assert results["output"].shape == (0, 3, 10 if bidirectional else 5)
+        for name in case.outputs[1:]:
+            assert torch.equal(results[name], v[f"{name[0]}0"])
+    case = Case(4, 0, 2, 5, mode=mode)
     assert plain(case, case.problem(torch.float64))["output"].shape == (4, 0, 5)
+
+
+@cases(
+    Case(3, 2, 2, 3, bidirectional=True),
+    Case(3, 2, 2, 3, lengths=(3, 1), bidirectional=True, reset=0.5),
+    Case(3, 2, 2, 3, lengths=(3, 1), packed=True, layers=2),
+    modes=MODES,
+)
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script:DeprecationWarning")
+def test_transforms(case: Case) -> None:
+    """vmap over each floating-point input, of gradients too; jvp, hessian."""
+    values = case.problem(torch.float64)
+
+    def loss(v: Tensor, name: str) -> Tensor:
+        return sum(r.sin().sum() for r in plain(case, values | {name: v}).values())
+
+    for name in [n for n, v in values.items() if v.is_floating_point()]:
+        several = torch.stack([values[name] * s for s in (0.5, 1.0, 2.0)])
+        for function in (
+            lambda v, name=name: loss(v, name),
+            grad(lambda v, name=name: loss(v, name)),
+        ):
+            expected = torch.stack([function(v) for v in several])
+            torch.testing.assert_close(vmap(function)(several), expected, rtol=0, atol=1e-12)
+        tangent = torch.randn_like(values[name])
+        _, along = jvp(lambda v, name=name: loss(v, name), (values[name],), (tangent,))
+        gradient = grad(lambda v, name=name: loss(v, name))(values[name])
+        torch.testing.assert_close(along, (gradient * tangent).sum(), rtol=1e-10, atol=1e-12)
+    x = values["x"]
+    second = hessian(lambda v: loss(v, "x"))(x).view(x.numel(), x.numel())
+    torch.testing.assert_close(second, second.t(), rtol=0, atol=1e-12)
+    step = 1e-5 * torch.randn_like(x)
+    slope = grad(lambda v: loss(v, "x"))
+    found = (slope(x + step) - slope(x - step)) / 2
+    torch.testing.assert_close(second @ step.view(-1), found.view(-1), rtol=1e-5, atol=1e-9)
+
+
+@pytest.mark.parametrize("embed", [False, True], ids=["one_hot", "embedding"])
+def test_transforms_of_tokens(embed: bool) -> None:
+    """Per-sample gradients, the tokens themselves batched."""
+    case = Case(4, 3, 5, 3)
+    values = case.problem(torch.float64)
+    tokens = torch.randint(5, (2, 4, 3))
+    if embed:
+        values["embedding"] = torch.randn(5, 5, dtype=torch.float64)
+    name = "embedding" if embed else "w_ih_0"
+
+    def loss(weight: Tensor, tokens: Tensor) -> Tensor:
+        return plain(case, values | {"x": tokens, name: weight})["output"].sin().sum()
+
+    found = vmap(grad(loss), (None, 0))(values[name], tokens)
+    for gradient, own in zip(found, tokens, strict=True):
+        torch.testing.assert_close(gradient, grad(loss)(values[name], own), rtol=0, atol=1e-13)

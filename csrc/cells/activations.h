@@ -50,23 +50,32 @@ struct ExpConstants<double> {
                                              2.09147553258932022e-9};
 };
 
-// e^t = scale + scale * expm1_r. |t| must not exceed kMaxExponent.
+// e^t = scale * (1 + r + r^2 q), r = r_hi + r_lo. |t| must not exceed kMaxExponent.
 template <class V>
 struct ExpParts {
-  V scale;    // 2^n
-  V expm1_r;  // e^r - 1
+  V scale;       // 2^n
+  V r_hi, r_lo;  // t - n ln2: the first without rounding error
+  V r;
+  V q;
 };
 
 template <class V>
 FASTLSTM_INLINE ExpParts<V> exp_parts(V t) {
   using C = ExpConstants<typename V::scalar>;
   const V n = round_nearest(t * V::broadcast(C::kLog2e));
-  V r = fma(n, V::broadcast(-C::kLn2Hi), t);
-  r = fma(n, V::broadcast(-C::kLn2Lo), r);
+  const V r_hi = fma(n, V::broadcast(-C::kLn2Hi), t);
+  const V r_lo = n * V::broadcast(-C::kLn2Lo);
+  const V r = r_hi + r_lo;
   V q = V::broadcast(C::kQ[C::kDegree]);
 #pragma GCC unroll 16
   for (int i = C::kDegree - 1; i >= 0; --i) q = fma(q, r, V::broadcast(C::kQ[i]));
-  return {pow2(n), fma(r * r, q, r)};
+  return {pow2(n), r_hi, r_lo, r, q};
+}
+
+// e^t
+template <class V>
+FASTLSTM_INLINE V exp_of(const ExpParts<V>& e) {
+  return (fma(e.r * e.r, e.q, e.r) + V::broadcast(1)) * e.scale;
 }
 
 // min and max return their second argument when either is NaN: a NaN goes through every clamp.
@@ -78,8 +87,7 @@ FASTLSTM_INLINE V clamp(V x, typename V::scalar bound) {
 // exp(x) for |x| <= kMaxExponent; beyond, the value at the bound.
 template <class V>
 FASTLSTM_INLINE V exp(V x) {
-  const ExpParts<V> e = exp_parts(clamp(x, ExpConstants<typename V::scalar>::kMaxExponent));
-  return (e.expm1_r + V::broadcast(1)) * e.scale;
+  return exp_of(exp_parts(clamp(x, ExpConstants<typename V::scalar>::kMaxExponent)));
 }
 
 // 1 / (1 + e^-x) through e^-|x|: for x > 0 as 1 - e / (1 + e), so that values near 1 are correctly
@@ -91,8 +99,7 @@ template <class V>
 FASTLSTM_INLINE V sigmoid(V x) {
   const V one = V::broadcast(1);
   const V t = max(V::broadcast(-ExpConstants<typename V::scalar>::kMaxExponent), -abs(x));
-  const ExpParts<V> parts = exp_parts(t);
-  const V e = (parts.expm1_r + one) * parts.scale;
+  const V e = exp_of(exp_parts(t));
   const V complement = divide(e, e + one);
   return select_negative(x, complement, one - complement);
 }
@@ -105,7 +112,10 @@ FASTLSTM_INLINE V tanh(V x) {
   using S = typename V::scalar;
   const V a = abs(x), one = V::broadcast(1), two = V::broadcast(2);
   const ExpParts<V> parts = exp_parts(min(V::broadcast(ExpConstants<S>::kTanhSaturates), a + a));
-  const V expm1 = fma(parts.scale, parts.expm1_r, parts.scale - one);
+  // Rounded last where it cancels: with 1 + r + r^2 q summed first, the error of tanh near 0.2 was
+  // up to 2.4 ULP, and that of RNN's dW_hh at 35 rows 1.21 times torch's.
+  const V tail = fma(parts.r * parts.r, parts.q, parts.r_lo);
+  const V expm1 = fma(parts.scale, tail, fma(parts.scale, parts.r_hi, parts.scale - one));
   const V small_minus_a = V::broadcast(S(0.5)) - a;
   const V quotient = divide(select_negative(small_minus_a, two, expm1), expm1 + two);
   const V y = select_negative(small_minus_a, one - quotient, quotient);

@@ -1,9 +1,10 @@
 // The LSTM cell: Hochreiter & Schmidhuber 1997 with the forget gate of Gers et al. 2000, as
 // torch.nn.LSTM computes it.
 //
-//   a = igates + hgates           pre-activations, igates = W_ih x, hgates = W_hh h_prev + b_ih +
-//   b_hh i = sigmoid(a_i)   f = sigmoid(a_f)   g = tanh(a_g)   o = sigmoid(a_o) c = f * c_prev + i
-//   * g h = o * tanh(c)
+//   a = igates + hgates + bias    igates = W_ih x, hgates = W_hh h_prev, bias = b_ih + b_hh
+//   i = sigmoid(a_i)   f = sigmoid(a_f)   g = tanh(a_g)   o = sigmoid(a_o)
+//   c = f * c_prev + i * g
+//   h = o * tanh(c)
 //
 // Backward, with dh and dc the gradients that reach h and c of this step:
 //   do = dh * tanh(c)             dc = dc + dh * o * (1 - tanh(c)^2)
@@ -12,6 +13,7 @@
 #pragma once
 
 #include "activations.h"
+#include "kinds.h"
 
 namespace fastlstm {
 FASTLSTM_ISA_LOCAL_BEGIN
@@ -22,30 +24,33 @@ enum LstmGate { kLstmI, kLstmF, kLstmG, kLstmO };
 
 template <class V>
 struct LstmCell {
-  static constexpr int kGates = 4;
+  static constexpr CellTraits kTraits = kCellTraits[kLstm];
+  static constexpr int kGates = kTraits.gates;
+  static constexpr bool kFwdReadsState = true;  // c_prev
+  static constexpr bool kBwdReadsState = true;  // c
+  static constexpr bool kBwdReadsPrevState = true;
 
-  // igates, hgates -> gates (activated), c_inout: c_prev -> c. Returns h.
-  static FASTLSTM_INLINE V fwd(const V (&igates)[kGates], const V (&hgates)[kGates],
-                               V (&gates)[kGates], V& c_inout) {
-    gates[kLstmI] = sigmoid(igates[kLstmI] + hgates[kLstmI]);
-    gates[kLstmF] = sigmoid(igates[kLstmF] + hgates[kLstmF]);
-    gates[kLstmG] = tanh(igates[kLstmG] + hgates[kLstmG]);
-    gates[kLstmO] = sigmoid(igates[kLstmO] + hgates[kLstmO]);
-    c_inout = fma(gates[kLstmF], c_inout, gates[kLstmI] * gates[kLstmG]);
-    return gates[kLstmO] * tanh(c_inout);
+  // state: c_prev -> c; reserve: the activated gates. Returns h.
+  static FASTLSTM_INLINE V fwd(const V (&igates)[4], const V (&hgates)[4], const V (&bias)[4],
+                               V& state, V (&reserve)[4]) {
+    reserve[kLstmI] = sigmoid(igates[kLstmI] + (hgates[kLstmI] + bias[kLstmI]));
+    reserve[kLstmF] = sigmoid(igates[kLstmF] + (hgates[kLstmF] + bias[kLstmF]));
+    reserve[kLstmG] = tanh(igates[kLstmG] + (hgates[kLstmG] + bias[kLstmG]));
+    reserve[kLstmO] = sigmoid(igates[kLstmO] + (hgates[kLstmO] + bias[kLstmO]));
+    state = fma(reserve[kLstmF], state, reserve[kLstmI] * reserve[kLstmG]);
+    return reserve[kLstmO] * tanh(state);
   }
 
-  // gates, c, c_prev, dh -> dgates (of the pre-activations), dc_inout: dc of this step -> dc of the
-  // step before.
-  static FASTLSTM_INLINE void bwd(const V (&gates)[kGates], V c, V c_prev, V dh,
-                                  V (&dgates)[kGates], V& dc_inout) {
+  // dgates: of the pre-activations. carry: dc of this step -> dc of the step before.
+  static FASTLSTM_INLINE void bwd(const V (&gates)[4], V c, V c_prev, V dh, V (&dgates)[4],
+                                  V& carry) {
     const V tanh_c = tanh(c);
-    const V dc = fma(dh * gates[kLstmO], d_tanh(tanh_c), dc_inout);
+    const V dc = fma(dh * gates[kLstmO], d_tanh(tanh_c), carry);
     dgates[kLstmI] = dc * gates[kLstmG] * d_sigmoid(gates[kLstmI]);
     dgates[kLstmF] = dc * c_prev * d_sigmoid(gates[kLstmF]);
     dgates[kLstmG] = dc * gates[kLstmI] * d_tanh(gates[kLstmG]);
     dgates[kLstmO] = dh * tanh_c * d_sigmoid(gates[kLstmO]);
-    dc_inout = dc * gates[kLstmF];
+    carry = dc * gates[kLstmF];
   }
 };
 

@@ -4,7 +4,6 @@
 #pragma GCC target("avx512f,avx512dq,avx512bw,avx512vl,avx2,fma")
 // GCC 12 warns of its own _mm512_undefined_ps() (GCC bug 105593).
 #pragma GCC diagnostic ignored "-Wuninitialized"
-#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
 #define FASTLSTM_LANES_AVX512
 #include "instantiate.inl"
 

@@ -103,6 +103,15 @@ const Kernels<S>& kernels() {
   return table;
 }
 
+const Kernels<float>* bf16_kernels() {
+#if defined(__x86_64__)
+  static const bool usable = capability() == "AVX512" && __builtin_cpu_supports("avx512bf16");
+  return usable ? avx512_bf16() : nullptr;
+#else
+  return nullptr;
+#endif
+}
+
 template const Kernels<float>& kernels<float>();
 template const Kernels<double>& kernels<double>();
 template const Kernels<float>& kernels<float>(const std::string&);

@@ -20,6 +20,9 @@ const Kernels<S>& kernels();
 template <class S>
 const Kernels<S>& kernels(const std::string& capability);
 
+// Kernels whose products have bfloat16 operands, null if the processor has no instruction for them.
+const Kernels<float>* bf16_kernels();
+
 // Threads a layer may use: torch's setting, or one inside a parallel region or a forked child.
 int num_threads();
 

@@ -1,10 +1,22 @@
 // The body of avx512.cpp, avx2.cpp and scalar.cpp: one table of kernels for the lane type V.
 #pragma once
 
+#if defined(__GNUC__)
+// The sums of earlier chains (tile.inl) are read only where there were any; GCC 12 does not see it.
+#pragma GCC diagnostic ignored "-Wuninitialized"
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
+#endif
+
+#include "../cells/gru.h"
 #include "../cells/lstm.h"
+#include "../cells/rnn.h"
+#include "cell.inl"
 #include "gemm.inl"
 #include "recurrence_bwd.inl"
 #include "recurrence_fwd.inl"
+#if defined(FASTLSTM_LANES_BF16)
+#include "bf16.inl"
+#endif
 
 namespace fastlstm {
 namespace cpu {
@@ -58,15 +70,32 @@ template <class V>
 const Kernels<typename V::scalar>* kernels() {
   static constexpr Kernels<typename V::scalar> table = {
       V::kLanes,
+      StepOperands<V>::kConverts,
       weight_grad_workspace<V>(),
       kSegmentVectors * V::kLanes,
       pack_panels<V>,
       pack_gates<V>,
+      pack_bias<V>,
       packed_matmul<V>,
       weight_grad<V>,
       segment_sum<V>,
-      recurrence_fwd<LstmCell, V>,
-      recurrence_bwd<LstmCell, V>,
+      // In the order of CellKind.
+      {recurrence_fwd<LstmCell, V>, recurrence_fwd<GruCell, V>, recurrence_fwd<RnnTanhCell, V>,
+       recurrence_fwd<RnnReluCell, V>},
+      {recurrence_bwd<LstmCell, V>, recurrence_bwd<GruCell, V>, recurrence_bwd<RnnTanhCell, V>,
+       recurrence_bwd<RnnReluCell, V>},
+#if defined(FASTLSTM_LANES_BF16)
+      // A cell alone reads every weight once: there is nothing to convert for.
+      {},
+      {},
+      nullptr,
+#else
+      {cell_fwd<LstmCell, V>, cell_fwd<GruCell, V>, cell_fwd<RnnTanhCell, V>,
+       cell_fwd<RnnReluCell, V>},
+      {cell_bwd<LstmCell, V>, cell_bwd<GruCell, V>, cell_bwd<RnnTanhCell, V>,
+       cell_bwd<RnnReluCell, V>},
+      plain_matmul<V>,
+#endif
       activation<V>,
       fma_flops<V>,
   };

@@ -1,1 +1,1 @@
-"""A character-level LSTM language model: ``python -m examples.char_lm {train,sample,eval}``."""
+"""A character-level recurrent language model: ``python -m examples.char_lm {train,sample,eval}``."""

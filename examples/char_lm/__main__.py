@@ -6,6 +6,7 @@ import importlib
 import sys
 
 from ..common.errors import run_program
+from ..common.launch import quiet_unless_main
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -21,7 +22,8 @@ def _run(arguments: list[str] | None) -> int:
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")
     command = importlib.import_module(f".commands.{options.command}", __package__)
-    return command.run(options)
+    with quiet_unless_main():
+        return command.run(options)
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ PROGRAM = "fastlstm.examples.char_lm"
 VERSION = 1
 LAST, BEST = "checkpoint.pt", "best.pt"
 RUN_FILES = (LAST, BEST, "loss.png", "samples.md", "metrics.json")
+_OLD_LAYERS = re.compile("^lstm[.]")
 
 
 def pack_model(model: CharLM, vocabulary: Vocabulary, config: Config) -> dict[str, Any]:
@@ -33,7 +35,14 @@ def pack_model(model: CharLM, vocabulary: Vocabulary, config: Config) -> dict[st
 
 def read(path: Path) -> dict[str, Any]:
     """The checkpoint in file ``path``."""
-    return load_checkpoint(path, program=PROGRAM, version=VERSION)
+    checkpoint = load_checkpoint(path, program=PROGRAM, version=VERSION)
+    model = checkpoint.get("model")
+    if isinstance(model, dict):
+        # Runs from before --cell are LSTMs, and call the layers so; Config fills in the cell.
+        checkpoint["model"] = {
+            _OLD_LAYERS.sub("rnn.", name): value for name, value in model.items()
+        }
+    return checkpoint
 
 
 def find(path: Path) -> Path:

@@ -10,7 +10,7 @@ from typing import Any, NoReturn
 
 from ..common.errors import UserError
 from ..common.schedule import SCHEDULES
-from .config import BACKENDS, DEFAULT_LEARNING_RATE, DEFAULT_MINUTES, OPTIMIZERS, Config
+from .config import BACKENDS, CELLS, DEFAULT_LEARNING_RATE, DEFAULT_MINUTES, OPTIMIZERS, Config
 
 
 class Parser(argparse.ArgumentParser):
@@ -25,7 +25,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     """
     parser = Parser(
         prog="python -m examples.char_lm",
-        description="Character-level LSTM language model.",
+        description="Character-level recurrent language model.",
         allow_abbrev=False,
     )
     commands = parser.add_subparsers(dest="command", required=True, parser_class=Parser)
@@ -71,12 +71,13 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
     add(text, "val_fraction", "the end of the text, kept for validation", type=float, metavar="F")
 
     model = parser.add_argument_group("model")
-    add(model, "layers", "LSTM layers", type=int, metavar="N")
+    add(model, "cell", "kind of recurrent layer", choices=CELLS)
+    add(model, "layers", "recurrent layers", type=int, metavar="N")
     add(model, "hidden", "hidden units of each", type=int, metavar="N")
     add(model, "embedding", "width of the character embedding, or one-hot",
         type=_embedding, metavar="N|one-hot")  # fmt: skip
     add(model, "dropout", "between layers and before the output", type=float, metavar="P")
-    add(model, "forget_bias", "initial bias of the forget gate", type=float, metavar="B")
+    add(model, "forget_bias", "initial bias of the LSTM's forget gate", type=float, metavar="B")
 
     training = parser.add_argument_group("training")
     budget = training.add_mutually_exclusive_group()
@@ -122,7 +123,7 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
     add(files, "save_every", "seconds between checkpoints", type=float, metavar="S")
 
     machine = parser.add_argument_group("machine")
-    add(machine, "backend", "whose LSTM", choices=BACKENDS)
+    add(machine, "backend", "whose recurrent layers", choices=BACKENDS)
     _add_machine(machine)
 
 
@@ -138,7 +139,9 @@ def _add_model(parser: argparse.ArgumentParser, threads: int) -> None:
     parser.add_argument(
         "model", type=Path, metavar="MODEL", help="a run's directory or a checkpoint"
     )
-    parser.add_argument("--backend", choices=BACKENDS, help="whose LSTM (default: the run's)")
+    parser.add_argument(
+        "--backend", choices=BACKENDS, help="whose recurrent layers (default: the run's)"
+    )
     _add_machine(parser, device="cpu", threads=threads)
 
 

@@ -11,6 +11,7 @@ from ..common.errors import UserError
 from ..common.schedule import SCHEDULES
 
 BACKENDS = ("fastlstm", "torch")
+CELLS = ("lstm", "gru", "rnn")
 DEFAULT_MINUTES = 1.0
 # Adagrad and RMSProp at the rates of min-char-rnn and char-rnn; Adam's was tuned for short runs.
 DEFAULT_LEARNING_RATE = {"adam": 1e-2, "rmsprop": 2e-3, "adagrad": 1e-1}
@@ -27,11 +28,12 @@ class Config:
     corpus_mb: float = 8.0  # of the standard library; files given as text are read whole
     val_fraction: float = 0.1
 
+    cell: str = "lstm"
     layers: int = 1
     hidden: int = 256
     embedding: int = 64  # 0: one-hot
     dropout: float = 0.0
-    forget_bias: float = 1.0
+    forget_bias: float = 1.0  # lstm only
 
     seq: int = 64
     batch: int = 16
@@ -96,7 +98,7 @@ BUDGETS = ("minutes", "epochs", "steps")
 # Another value of these would make another run of it; the rest may change on --resume.
 FIXED_ON_RESUME = (
     *("text", "bytes", "encoding", "corpus_mb", "val_fraction"),
-    *("layers", "hidden", "embedding", "forget_bias", "seq", "batch", "optimizer", "seed"),
+    *("cell", "layers", "hidden", "embedding", "forget_bias", "seq", "batch", "optimizer", "seed"),
 )
 
 
@@ -107,6 +109,7 @@ def _finite(value: object) -> bool:
 _RULES = (
     ("corpus_mb", lambda v: v > 0, "above 0"),
     ("val_fraction", lambda v: 0 < v < 1, "between 0 and 1"),
+    ("cell", lambda v: v in CELLS, f"one of {', '.join(CELLS)}"),
     ("layers", lambda v: v >= 1, "at least 1"),
     ("hidden", lambda v: v >= 1, "at least 1"),
     ("embedding", lambda v: v >= 0, "a width, or one-hot"),

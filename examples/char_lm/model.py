@@ -1,6 +1,8 @@
-"""The model: tokens -> embedding or one-hot -> LSTM -> logits."""
+"""The model: tokens -> embedding or one-hot -> LSTM, GRU or RNN -> logits."""
 
 from __future__ import annotations
+
+from types import ModuleType
 
 import torch
 import torch.nn.functional as F
@@ -9,7 +11,7 @@ from torch import Tensor, nn
 from ..common.errors import UserError
 from .config import Config
 
-State = tuple[Tensor, Tensor]  # h, c: [layers, N, H]
+State = tuple[Tensor, ...]  # LSTM: h, c; GRU and RNN: h; each [layers, N, H]
 
 
 class CharLM(nn.Module):
@@ -21,20 +23,23 @@ class CharLM(nn.Module):
         self.backend = config.backend
         width = config.embedding
         self.embedding = nn.Embedding(vocab_size, width) if width else None
-        self.lstm = _make_lstm(width or vocab_size, config)
+        self.rnn = _make_rnn(width or vocab_size, config)
         self.dropout = nn.Dropout(config.dropout)
         self.head = nn.Linear(config.hidden, vocab_size)
 
     def forward(self, tokens: Tensor, state: State | None = None) -> tuple[Tensor, State]:
         """Logits [T, N, V] of the character after each of ``tokens`` (int64 [T, N]), new state."""
+        # Only the LSTM takes and returns a pair; here a state is a tuple for every cell.
+        hx = state[0] if state is not None and len(state) == 1 else state
         if self.backend == "fastlstm":
-            # Token ids go to the LSTM as they are: it reads rows of W_ih, or of the table projected
+            # Token ids go to the layer as they are: it reads rows of W_ih, or of the table projected
             # by W_ih once, and never multiplies by one-hot vectors.
             table = None if self.embedding is None else self.embedding.weight
             options = {} if table is None else {"embedding": table}
-            output, state = self.lstm(tokens, state, **options)
+            output, hx = self.rnn(tokens, hx, **options)
         else:
-            output, state = self.lstm(self._vectors(tokens), state)
+            output, hx = self.rnn(self._vectors(tokens), hx)
+        state = (hx,) if isinstance(hx, Tensor) else hx
         return self.head(self.dropout(output)), state
 
     def _vectors(self, tokens: Tensor) -> Tensor:
@@ -43,22 +48,29 @@ class CharLM(nn.Module):
         return F.one_hot(tokens, self.vocab_size).to(self.head.weight.dtype)
 
 
-def _make_lstm(input_size: int, config: Config) -> nn.Module:
-    sizes = {"input_size": input_size, "hidden_size": config.hidden, "num_layers": config.layers}
-    # nn.LSTM drops out between layers only; with one layer there is no between.
-    dropout = config.dropout if config.layers > 1 else 0.0
-    if config.backend == "torch":
-        lstm = nn.LSTM(**sizes, dropout=dropout)
-        _set_forget_bias(lstm, config.forget_bias)
-        return lstm
+def _make_rnn(input_size: int, config: Config) -> nn.Module:
+    # Dropout is between layers only; with one layer there is no between.
+    options = {"dropout": config.dropout if config.layers > 1 else 0.0}
+    if config.cell == "lstm" and config.backend == "fastlstm":
+        options["forget_bias"] = config.forget_bias
+    rnn_class = getattr(_package(config.backend), config.cell.upper())
+    rnn = rnn_class(input_size, config.hidden, config.layers, **options)
+    if config.cell == "lstm" and config.backend == "torch":
+        _set_forget_bias(rnn, config.forget_bias)
+    return rnn
+
+
+def _package(backend: str) -> ModuleType:
+    if backend == "torch":
+        return nn
     try:
-        from fastlstm import LSTM
+        import fastlstm
     except ImportError as error:
         reason = str(error).splitlines()[0]
         raise UserError(
             f"--backend fastlstm: {reason}; --backend torch works without it"
         ) from error
-    return LSTM(**sizes, dropout=dropout, forget_bias=config.forget_bias)
+    return fastlstm
 
 
 @torch.no_grad()

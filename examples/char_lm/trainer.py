@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..common.distributed import ALONE, Group
 from ..common.errors import TrainingError
 from ..common.files import save_checkpoint
 from ..common.progress import Progress
@@ -35,7 +36,11 @@ EXPLODED = 3.0  # times the first loss
 
 
 class Trainer:
-    """One run. ``restore`` is the exact opposite of ``save``."""
+    """One run. ``restore`` is the exact opposite of ``save``.
+
+    With a group of several processes, each trains on some of the streams with the same weights;
+    all of them call every public method, and number 0 writes what there is to write.
+    """
 
     def __init__(
         self,
@@ -44,16 +49,18 @@ class Trainer:
         vocabulary: Vocabulary,
         streams: TrainingStreams,
         val: Tensor,
+        group: Group = ALONE,
     ) -> None:
         self.config, self.model, self.vocabulary = config, model, vocabulary
         self.streams, self.val = streams, val
+        self.group, self._rows = group, group.part_of(streams.batch)
         self.facts: dict[str, Any] = {}  # plain values, stored along (corpus, baseline)
         self.out = Path()
         self.device = model.head.weight.device
         self.optimizer = make_optimizer(config, model)
         self.state: State | None = None
         self.record = RunRecord(total_steps=self._planned_steps())
-        self._saved_at = time.monotonic()
+        self._saved_at = 0.0  # of record.seconds
         self._sample_seconds = 0.0
         self._began_at = 0
         self._warm: tuple[int, float] | None = None  # step, step_seconds
@@ -75,16 +82,24 @@ class Trainer:
         display = Progress(record.total_steps, record.step)
         self._began_at, self._warm = record.step, None
         clock = time.monotonic()
+        (stop,) = self.group.maximum(bool(should_stop()))
         try:
             self.save()
             self.model.train()
             if not record.history:
                 self._evaluate(display)
                 self._sample(display)
-            while not record.finished and not should_stop():
+            while not record.finished and not stop:
+                began = time.monotonic()
                 self._train_step()
-                record.seconds += (now := time.monotonic()) - clock
+                now = time.monotonic()
+                # What is decided by the clock or by a signal has to be decided by all alike.
+                step_seconds, seconds, stop = self.group.maximum(
+                    now - began, now - clock, bool(should_stop())
+                )
                 clock = now
+                record.step_seconds += step_seconds
+                record.seconds += seconds
                 if record.total_steps is None and self._calibrated():
                     self._plan(display)
                     display.set_total(record.total_steps)
@@ -92,7 +107,7 @@ class Trainer:
                     self._evaluate(display)
                 if self._sample_due():
                     self._sample(display)
-                if time.monotonic() - self._saved_at > self.config.save_every:
+                if record.seconds - self._saved_at > self.config.save_every:
                     self.save()
                 budget = self.config.time_budget
                 if budget and record.seconds > OVERTIME * budget and not record.finished:
@@ -109,16 +124,19 @@ class Trainer:
         TrainingError, and nothing written, if the weights have gone bad since the last step.
         """
         self._verify()
+        self._saved_at = self.record.seconds
+        state = self._whole_state()
+        if not self.group.is_main:
+            return
         checkpoint = pack_model(self.model, self.vocabulary, self.config)
         checkpoint["optimizer"] = self.optimizer.state_dict()
         checkpoint["progress"] = self.record.to_dict()
-        checkpoint["state"] = None if self.state is None else list(self.state)
+        checkpoint["state"] = state
         checkpoint["facts"] = self.facts
         checkpoint["rng"] = torch.get_rng_state()
         if self.device.type == "cuda":
             checkpoint["cuda_rng"] = torch.cuda.get_rng_state(self.device)
         save_checkpoint(self.out / LAST, checkpoint)
-        self._saved_at = time.monotonic()
 
     def save_best(self, path: Path) -> None:
         """Writes what ``sample`` and ``eval`` need to ``path``."""
@@ -134,31 +152,40 @@ class Trainer:
             self.record.total_steps = self._planned_steps()
         state = checkpoint["state"]
         if state is not None:
-            self.state = (state[0].to(self.device), state[1].to(self.device))
+            self.state = tuple(part[:, self._rows].to(self.device) for part in state)
         torch.set_rng_state(checkpoint["rng"])
         if self.device.type == "cuda" and "cuda_rng" in checkpoint:
             torch.cuda.set_rng_state(checkpoint["cuda_rng"], self.device)
 
     def _train_step(self) -> None:
         record, config = self.record, self.config
-        began = time.monotonic()
-        inputs, targets, carry = self.streams.window(record.step)
-        state = self._carried(carry.to(self.device))
+        if self.group.size > 1:
+            # Dropout: another mask in every process, and the same again after a resume.
+            place = record.step * self.group.size + self.group.rank
+            torch.manual_seed(config.seed * 1_000_000_007 + place)
         for group in self.optimizer.param_groups:
             group["lr"] = self._learning_rate()
         self.optimizer.zero_grad(set_to_none=True)
-        logits, state = self.model(inputs.to(self.device), state)
-        loss = F.cross_entropy(logits.flatten(0, 1), targets.to(self.device).flatten())
-        value = loss.item()
-        self._check(value, "loss")
+        loss, state = self._next_loss()
         loss.backward()
+        loss = loss.detach()
+        self.group.sum_([loss, *(parameter.grad for parameter in self.model.parameters())])
+        self._check(loss.item(), "loss")
         grad_norm, clipped = clip_gradients(self.model, config.clip_norm, config.clip_value)
         self._check(grad_norm, "gradient norm")
         self.optimizer.step()
         # Detached: the state goes on for ever, the gradient stops at the window.
-        self.state = (state[0].detach(), state[1].detach())
-        record.add_step(loss=value, grad_norm=grad_norm, clipped=clipped, chars=targets.numel())
-        record.step_seconds += time.monotonic() - began
+        self.state = tuple(part.detach() for part in state)
+        chars = self.streams.batch * self.streams.seq
+        record.add_step(loss=loss.item(), grad_norm=grad_norm, clipped=clipped, chars=chars)
+
+    def _next_loss(self) -> tuple[Tensor, State]:
+        """The part of this process's rows in the mean loss of the next window, and their state."""
+        inputs, targets, carry = self.streams.window(self.record.step)
+        share = targets[:, self._rows].numel() / targets.numel()
+        inputs, targets = (t[:, self._rows].to(self.device) for t in (inputs, targets))
+        logits, state = self.model(inputs, self._carried(carry[self._rows].to(self.device)))
+        return share * F.cross_entropy(logits.flatten(0, 1), targets.flatten()), state
 
     def _carried(self, carry: Tensor) -> State | None:
         """The state for the next window: zero for the streams that start anew (bool [N])."""
@@ -166,17 +193,21 @@ class Trainer:
             return None
         if carry.all():
             return self.state
-        h, c = self.state
-        return h * carry.unsqueeze(-1), c * carry.unsqueeze(-1)
+        return tuple(part * carry.unsqueeze(-1) for part in self.state)
+
+    def _whole_state(self) -> list[Tensor] | None:
+        """The state of all streams, whichever process they belong to."""
+        if self.state is None:
+            return None
+        return [self.group.whole(part, self.streams.batch, dim=1) for part in self.state]
 
     @torch.no_grad()
     def _verify(self) -> None:
         """Checks the loss the next step would see, so that no checkpoint holds ruined weights."""
-        inputs, targets, carry = self.streams.window(self.record.step)
         self.model.eval()
-        logits, _ = self.model(inputs.to(self.device), self._carried(carry.to(self.device)))
-        loss = F.cross_entropy(logits.flatten(0, 1), targets.to(self.device).flatten())
+        loss, _ = self._next_loss()
         self.model.train()
+        self.group.sum_([loss])
         self._check(loss.item(), "loss")
 
     def _check(self, value: float, what: str) -> None:
@@ -233,7 +264,7 @@ class Trainer:
         record = self.record
         began = time.monotonic()
         self._evaluate(display)
-        evaluation = time.monotonic() - began
+        evaluation, sampling = self.group.maximum(time.monotonic() - began, self._sample_seconds)
         steps, step_seconds = self._since_warm()
         seconds = step_seconds / max(1, steps)
         room = self.config.time_budget - record.seconds - evaluation
@@ -245,9 +276,9 @@ class Trainer:
             record.evaluations = max(2, min(record.evaluations, affordable))
             left = room - record.evaluations * evaluation
         if self.config.sample_every:
-            seconds += self._sample_seconds / self.config.sample_every
+            seconds += sampling / self.config.sample_every
         else:
-            left -= len(SAMPLE_AT) * self._sample_seconds
+            left -= len(SAMPLE_AT) * sampling
         # However slow the rest, at least half of the time left goes to training.
         left = max(left, room / 2, 0.0)
         record.total_steps = record.step + (int(left / seconds) if seconds else 0)
@@ -286,12 +317,15 @@ class Trainer:
         )
         if record.best_nats is None or nats < record.best_nats:
             record.best_nats, record.best_step = nats, record.step
-            self.save_best(self.out / BEST)
+            if self.group.is_main:
+                self.save_best(self.out / BEST)
         display.log(self._status(with_step=True))
 
     def _sample(self, display: Progress) -> None:
         record, config = self.record, self.config
         self._verify()
+        if not self.group.is_main:
+            return
         began = time.monotonic()
         options = SamplingOptions(temperature=config.sample_temperature)
         prime = self.vocabulary.encode(default_prime(self.vocabulary))

@@ -5,6 +5,8 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 
+from .launch import rank
+
 
 class UserError(Exception):
     """Something the user can put right: a missing file, a wrong option. The message is one line."""
@@ -15,7 +17,7 @@ class TrainingError(Exception):
 
 
 def run_program(program: Callable[[], int]) -> int:
-    """Runs ``program`` and turns the errors above into one line on stderr.
+    """Runs ``program`` and turns the errors above into one line on stderr, from one process.
 
     Returns the exit code: that of ``program``, 2 for a UserError, 1 for a TrainingError,
     130 when interrupted before the program took over Ctrl-C.
@@ -23,11 +25,16 @@ def run_program(program: Callable[[], int]) -> int:
     try:
         return program()
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        _say(f"error: {error}")
         return 2
     except TrainingError as error:
-        print(f"stopped: {error}", file=sys.stderr)
+        _say(f"stopped: {error}")
         return 1
     except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
+        _say("interrupted")
         return 130
+
+
+def _say(line: str) -> None:
+    if rank() == 0:
+        print(line, file=sys.stderr)

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ...common.distributed import processes
 from ...common.errors import UserError
 from ...common.interrupt import StopRequest
 from ...common.machine import set_up_machine
@@ -33,7 +34,7 @@ RUNS = Path("runs/char_lm")
 def run(options: argparse.Namespace) -> int:
     """Trains. Whatever can be wrong is found before the first file is written."""
     _require_packages()
-    with StopRequest() as stop:
+    with processes() as group, StopRequest() as stop:
         if options.resume:
             config, stored = _resumed(options)
             out = options.resume
@@ -48,10 +49,12 @@ def run(options: argparse.Namespace) -> int:
         vocabulary = Vocabulary.of(corpus.data)
         train_ids, val_ids = split(vocabulary.encode(corpus.data), config.val_fraction)
         batch, seq = fit_streams(len(train_ids), config.batch, config.seq)
+        if batch < group.size:
+            raise UserError(f"--batch {batch} has too few rows for {group.size} processes")
         streams = TrainingStreams(train_ids, batch, seq, reset=config.reset, seed=config.seed)
         torch.manual_seed(config.seed)
         model = CharLM(len(vocabulary), config).to(device)
-        trainer = Trainer(config, model, vocabulary, streams, val_ids)
+        trainer = Trainer(config, model, vocabulary, streams, val_ids, group)
         if stored:
             _restore(trainer, stored, out)
         trainer.facts = {
@@ -60,14 +63,19 @@ def run(options: argparse.Namespace) -> int:
         }
 
         _print_header(corpus, trainer)
-        if options.compare:
-            print(f"speed       {compare_backends(config, len(vocabulary), streams, device)}")
-        if not stored:
-            trainer.facts["baseline"] = _baseline(config, vocabulary, train_ids, val_ids)
-            out = _claim(out)
+        # Before one process writes, all have seen the files as they were.
+        group.wait()
+        if group.is_main:
+            # The others go on to where they first need this one.
+            if options.compare:
+                print(f"speed       {compare_backends(config, len(vocabulary), streams, device)}")
+            if not stored:
+                trainer.facts["baseline"] = _baseline(config, vocabulary, train_ids, val_ids)
+                out = _claim(out)
         _print_baseline(trainer)
-        trainer.run(out, lambda: stop)
-        _finish(trainer, out, interrupted=bool(stop))
+        trainer.run(out or Path(), lambda: stop)
+        if group.is_main:
+            _finish(trainer, out, interrupted=bool(stop))
     return 0
 
 
@@ -157,6 +165,7 @@ def _facts(corpus: Corpus, trainer: Trainer) -> dict[str, Any]:
             "vocabulary": len(trainer.vocabulary),
             "python": sys.version.split()[0],
         },
+        "processes": trainer.group.size,
         "parameters": sum(parameter.numel() for parameter in trainer.model.parameters()),
         "batch": trainer.streams.batch,
         "seq": trainer.streams.seq,
@@ -181,6 +190,8 @@ def _print_header(corpus: Corpus, trainer: Trainer) -> None:
     kind = "byte values" if config.bytes else "different characters in both"
     inputs = f"embedding {config.embedding}" if config.embedding else "one-hot input"
     threads = f", {torch.get_num_threads()} threads" if trainer.device.type == "cpu" else ""
+    if trainer.group.size > 1:
+        threads += f", {trainer.group.size} processes"
     shrunk = ""
     if (streams.batch, streams.seq) != (config.batch, config.seq):
         shrunk = f" (not {config.batch} x {config.seq}: the text is short)"
@@ -193,7 +204,7 @@ def _print_header(corpus: Corpus, trainer: Trainer) -> None:
         f"{facts['corpus']['validation']:,} to validate; {len(trainer.vocabulary)} {kind}"
     )
     print(
-        f"model       LSTM {config.layers} x {config.hidden}, {inputs}, "
+        f"model       {config.cell.upper()} {config.layers} x {config.hidden}, {inputs}, "
         f"{facts['parameters']:,} parameters; {config.backend} on {trainer.device}{threads}"
     )
     print(

@@ -1,0 +1,48 @@
+// The simple recurrent cell of Elman 1990, as torch.nn.RNN computes it.
+//
+//   h = f(igates + hgates + bias)     f: tanh or relu; igates = W_ih x, hgates = W_hh h_prev,
+//                                     bias = b_ih + b_hh
+// Backward:  da = dh * f'             f' from h: 1 - h^2, or 1 where h > 0
+#pragma once
+
+#include "activations.h"
+#include "kinds.h"
+
+namespace fastlstm {
+FASTLSTM_ISA_LOCAL_BEGIN
+
+template <class V, CellKind kKind>
+struct RnnCell {
+  static constexpr CellTraits kTraits = kCellTraits[kKind];
+  static constexpr int kGates = kTraits.gates;
+  static constexpr bool kFwdReadsState = false;
+  static constexpr bool kBwdReadsState = true;  // h
+  static constexpr bool kBwdReadsPrevState = false;
+
+  static FASTLSTM_INLINE V fwd(const V (&igates)[1], const V (&hgates)[1], const V (&bias)[1], V&,
+                               V (&)[1]) {
+    const V a = igates[0] + (hgates[0] + bias[0]);
+    if constexpr (kKind == kRnnTanh) return tanh(a);
+    // The second argument wins when either is NaN.
+    return max(V::broadcast(0), a);
+  }
+
+  static FASTLSTM_INLINE void bwd(const V (&)[1], V h, V, V dh, V (&dgates)[1], V&) {
+    if constexpr (kKind == kRnnTanh) {
+      dgates[0] = dh * d_tanh(h);
+    } else {
+      // h is never negative: 0 - h has its sign bit set unless h is 0. A NaN counts as 1, for which
+      // min returns its second argument: the gradient passes, as in torch.nn.
+      const V positive = min(h, V::broadcast(1));
+      dgates[0] = select_negative(V::broadcast(0) - positive, dh, V::broadcast(0));
+    }
+  }
+};
+
+template <class V>
+using RnnTanhCell = RnnCell<V, kRnnTanh>;
+template <class V>
+using RnnReluCell = RnnCell<V, kRnnRelu>;
+
+FASTLSTM_ISA_LOCAL_END
+}  // namespace fastlstm

@@ -1,0 +1,176 @@
+"""What LSTM, GRU and RNN have in common with torch.nn's and with each other."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
+
+from fastlstm.plain import REFUSED, is_plain, other_device
+from fastlstm.stack import run_stack
+
+
+class RecurrentBase(nn.RNNBase):
+    """A :class:`torch.nn.RNNBase` that reads its parameters by name at every call.
+
+    torch.nn keeps a list of the weights beside the parameters, which goes stale when one of them is
+    replaced (weight_norm, parametrize, weight drop, functional_call). Here there is no such list.
+    """
+
+    def flatten_parameters(self) -> None:
+        """Do nothing: the kernels read every parameter where it is."""
+
+    def check_input(self, input: Tensor, batch_sizes: Tensor | None) -> None:
+        """Raise what torch.nn raises for the same ``input``; integer input is one-hot vectors."""
+        is_tokens = _is_tokens(input)
+        if not is_tokens:
+            self._check_dtype(input, batch_sizes)
+        expected = (3 if batch_sizes is None else 2) - is_tokens
+        if input.dim() != expected:
+            raise RuntimeError(f"input must have {expected} dimensions, got {input.dim()}")
+        if not is_tokens and input.size(-1) != self.input_size:
+            raise RuntimeError(
+                "input.size(-1) must be equal to input_size."
+                f" Expected {self.input_size}, got {input.size(-1)}"
+            )
+
+    def _check_dtype(self, input: Tensor, batch_sizes: Tensor | None) -> None:
+        dtype = self._weight(self._flat_weights_names[0]).dtype
+        if input.dtype != dtype and not torch._C._is_any_autocast_enabled():
+            raise ValueError(
+                f"RNN input dtype ({input.dtype}) does not match weight dtype ({dtype})."
+                f" Convert input: input.to({dtype}), or convert model: model.to({input.dtype})"
+            )
+
+    def _weight(self, name: str) -> Tensor | None:
+        # Where a parameter is still one, past __getattr__, which searches three places first.
+        parameters = self._parameters
+        return parameters[name] if name in parameters else getattr(self, name)
+
+    def _run(
+        self,
+        input: Tensor | PackedSequence,
+        hx: Tensor | tuple[Tensor, Tensor] | None,
+        lengths: Tensor | Sequence[int] | None,
+        reset: Tensor | None,
+        embedding: Tensor | None,
+        return_states: bool,
+    ):
+        """Do what ``forward`` does; bad arguments fail as they do in torch.nn."""
+        packed, batch_sizes = None, None
+        if isinstance(input, PackedSequence):
+            packed, input, batch_sizes = input, input.data, input.batch_sizes
+            hx = None if hx is None else self.permute_hidden(hx, packed.sorted_indices)
+        weights = [[self._weight(name) for name in names] for names in self._all_weights]
+        options = (
+            self.batch_first,
+            self.bidirectional,
+            self.dropout,
+            self.training,
+            embedding,
+            lengths,
+            reset,
+            batch_sizes,
+            return_states,
+        )
+        result, refusal = None, None
+        if is_plain(input) and weights[0][0].is_cpu:
+            try:
+                result = run_stack(self.mode, input, hx, weights, *options)
+            except REFUSED as error:
+                refusal = error
+        if result is None:
+            # Not earlier, since the kernels look at what they are given anyway.
+            self._check(input, hx, batch_sizes, weights[0][0])
+            if refusal is not None:
+                raise refusal
+            result = run_stack(self.mode, input, hx, weights, *options)
+        output, hidden, states = result
+        if packed is not None:
+            # The rest of the named tuple, in whose order the rows still are.
+            order = packed[1:]
+            output = PackedSequence(output, *order)
+            hidden = self.permute_hidden(hidden, packed.unsorted_indices)
+            if states is not None:
+                layers = (tuple(PackedSequence(t, *order) for t in layer) for layer in states)
+                states = type(states)(*layers)
+        return (output, hidden, states) if return_states else (output, hidden)
+
+    def _check(
+        self,
+        input: Tensor,
+        hx: Tensor | tuple[Tensor, Tensor] | None,
+        batch_sizes: Tensor | None,
+        weight: Tensor,
+    ) -> None:
+        """Raise what torch.nn raises for the same call, in the same order."""
+        is_batched = True
+        if batch_sizes is None:
+            dim, low = input.dim(), 2 - _is_tokens(input)
+            if dim not in (low, low + 1):
+                raise ValueError(self._wrong_dim(f"{low}D or {low + 1}D", dim))
+            is_batched = dim == low + 1
+            if hx is not None:
+                self._check_hidden_dim(hx, is_batched)
+        states = hx
+        if not is_batched:
+            input = input.unsqueeze(0 if self.batch_first else 1)
+            states = None if hx is None else self._unsqueezed(hx)
+        # The size of a packed batch is data, which a graph being captured does not know.
+        if states is None or (batch_sizes is not None and torch.compiler.is_compiling()):
+            self.check_input(input, batch_sizes)
+        else:
+            self.check_forward_args(input, states, batch_sizes)
+            for state in (states,) if isinstance(states, Tensor) else states:
+                if state.device != input.device:
+                    raise RuntimeError(other_device("hidden", input, state))
+        if weight.device != input.device:
+            raise RuntimeError(other_device("parameter", input, weight))
+
+    def _wrong_dim(self, expected: str, dim: int) -> str:
+        return f"{self.mode}: Expected input to be {expected}, got {dim}D instead"
+
+    def _check_hidden_dim(self, hx: Tensor, is_batched: bool) -> None:
+        expected = 3 if is_batched else 2
+        if hx.dim() != expected:
+            kind = "batched 3-D" if is_batched else "unbatched 2-D"
+            raise RuntimeError(
+                f"For {kind} input, hx should also be {expected}-D but got {hx.dim()}-D tensor"
+            )
+
+    def _unsqueezed(self, hx: Tensor) -> Tensor:
+        return hx.unsqueeze(1)
+
+    @property
+    def _flat_weights(self) -> list[Tensor | None]:
+        return [getattr(self, name, None) for name in self._flat_weights_names]
+
+    @_flat_weights.setter
+    def _flat_weights(self, value) -> None:
+        pass
+
+    def _init_flat_weights(self) -> None:
+        pass
+
+    def _update_flat_weights(self) -> None:
+        pass
+
+    def __setattr__(self, name, value) -> None:
+        nn.Module.__setattr__(self, name, value)
+
+    def _replicate_for_data_parallel(self):
+        return nn.Module._replicate_for_data_parallel(self)
+
+    def __getstate__(self):
+        # What torch.nn pickles, so that either class can be made from the other's state.
+        state = self.__dict__.copy()
+        state.pop("_flat_weight_refs", None)
+        state["_flat_weights"] = self._flat_weights
+        return state
+
+    def __setstate__(self, state) -> None:
+        super().__setstate__({name: v for name, v in state.items() if name != "_flat_weights"})
+
+
+def _is_tokens(input: Tensor) -> bool:
+    return not (input.is_floating_point() or input.is_complex())

@@ -1,0 +1,251 @@
+"""One step of an LSTM, GRU or RNN: modules in place of ``torch.nn``'s cells.
+
+A step is small enough for Python to cost more than the arithmetic. So ``forward`` tries the kernel
+at once, which checks what it is given, and only where that fails, or where more than numbers is
+asked for, are the arguments checked here, for the errors of torch.nn.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from fastlstm import autograd, functional
+from fastlstm._extension import _C
+from fastlstm.plain import REFUSED, is_plain, other_device
+
+__all__ = ["GRUCell", "LSTMCell", "RNNCell"]
+
+_RNN_MODES = {"tanh": "RNN_TANH", "relu": "RNN_RELU"}
+_KERNEL_TYPES = (torch.float32, torch.float64)
+_is_grad_enabled = torch.is_grad_enabled
+_is_autocast_enabled = torch._C._is_any_autocast_enabled
+
+
+def _is_everyday(input: Tensor) -> bool:
+    """Whether ``input`` can go to the kernel as it is, without a cast or another dimension."""
+    return (
+        is_plain(input)
+        and input.dim() == 2
+        and input.dtype in _KERNEL_TYPES
+        and not _is_autocast_enabled()
+    )
+
+
+def _are_on_cpu(*tensors: Tensor | None) -> bool:
+    """Whether a kernel will look at the arguments: with a meta tensor among them, none does."""
+    return all(t is None or t.is_cpu for t in tensors)
+
+
+class _Cell(nn.RNNCellBase):
+    """What the three cells share. Parameters are read by name at every call."""
+
+    _name: str  # as torch.nn's errors have it
+
+    def _weights(self) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+        p = self._parameters
+        try:
+            # Past __getattr__, which costs as much as the step of a small cell.
+            return p["weight_ih"], p["weight_hh"], p["bias_ih"], p["bias_hh"]
+        except KeyError:  # one of them is parametrized, or a plain attribute
+            return self.weight_ih, self.weight_hh, self.bias_ih, self.bias_hh
+
+    def _zeros(self, input: Tensor) -> Tensor:
+        return input.new_zeros(*input.shape[:-1], self.hidden_size)
+
+    def _one_state(self, mode: str, input: Tensor, hx: Tensor) -> Tensor | None:
+        """Take a step if it is an everyday one and the arguments are right, else return None."""
+        if _is_everyday(input):
+            try:
+                weights = self._weights()
+                if not _is_grad_enabled():
+                    return _C.cell_fwd(mode, input, hx, None, *weights, False)[0]
+                if _are_on_cpu(hx, *weights):
+                    return autograd.cell(mode, input, hx, None, *weights)[0]
+            except REFUSED:
+                pass
+        return None
+
+    def _check(self, input: Tensor, states: dict[str, Tensor]) -> None:
+        """Raise what torch.nn raises for the same call. ``states``: by torch's name for each."""
+        if input.dim() not in (1, 2):
+            raise ValueError(
+                f"{self._name}: Expected input to be 1D or 2D, got {input.dim()}D instead"
+            )
+        for label, state in states.items():
+            if state.dim() not in (1, 2):
+                raise ValueError(
+                    f"{self._name}: Expected {label} to be 1D or 2D, got {state.dim()}D instead"
+                )
+        if len(states) > 2:
+            raise RuntimeError(f"lstm_cell expects two hidden states, got {len(states)}")
+        weights = [w for w in self._weights() if w is not None]
+        w_ih, w_hh = weights[:2]
+        is_batched = input.dim() == 2
+        x = input if is_batched else input.unsqueeze(0)
+        if x.size(1) != w_ih.size(1):
+            raise RuntimeError(
+                f"input has inconsistent input_size: got {x.size(1)} expected {w_ih.size(1)}"
+            )
+        for i, state in enumerate(states.values()):
+            h = state if is_batched else state.unsqueeze(0)
+            if h.size(0) != x.size(0):
+                raise RuntimeError(
+                    f"Input batch size {x.size(0)} doesn't match hidden{i} batch size {h.size(0)}"
+                )
+            if h.dim() != 2 or h.size(1) != w_hh.size(1):
+                raise RuntimeError(
+                    f"hidden{i} has inconsistent hidden_size: got {h.size(1)},"
+                    f" expected {w_hh.size(1)}"
+                )
+            if h.device != x.device:
+                raise RuntimeError(other_device("hidden", x, h))
+        for weight in weights:
+            if weight.device != x.device:
+                raise RuntimeError(other_device("parameter", x, weight))
+
+
+class LSTMCell(_Cell):
+    """One step of an LSTM in place of :class:`torch.nn.LSTMCell`.
+
+    Same constructor, parameters, initial values from the same seed, ``state_dict`` and errors. See
+    :func:`fastlstm.functional.lstm` for the equations' source and the precision.
+
+    Args:
+        input_size: I, features of the input.
+        hidden_size: H, features of both states.
+        bias: use ``bias_ih`` and ``bias_hh``. Default: True.
+        device, dtype: of the parameters.
+    """
+
+    _name = "LSTMCell"
+
+    def __init__(
+        self, input_size: int, hidden_size: int, bias: bool = True, device=None, dtype=None
+    ) -> None:
+        super().__init__(input_size, hidden_size, bias, num_chunks=4, device=device, dtype=dtype)
+
+    def forward(
+        self, input: Tensor, hx: tuple[Tensor, Tensor] | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Take one step.
+
+        Args:
+            input: ``[N, I]``, or ``[I]`` without a batch.
+            hx: ``(h, c)``, each ``[N, H]``, or ``[H]`` without a batch. Default: zeros.
+
+        Returns:
+            ``(h, c)`` after the step, shaped as ``hx``.
+
+        Raises:
+            ValueError, RuntimeError: as ``torch.nn.LSTMCell`` does for the same call.
+        """
+        if hx is None:
+            zeros = self._zeros(input)
+            hx = (zeros, zeros)
+        if type(hx) is tuple and _is_everyday(input):
+            try:
+                h, c = hx
+                weights = self._weights()
+                if not _is_grad_enabled():
+                    h, c, _ = _C.cell_fwd("LSTM", input, h, c, *weights, False)
+                    return h, c
+                if _are_on_cpu(h, c, *weights):
+                    return autograd.cell("LSTM", input, h, c, *weights)
+            except REFUSED:
+                pass
+        self._check(input, {f"hx[{i}]": state for i, state in enumerate(hx)})
+        return functional.lstm_cell(input, hx, *self._weights())
+
+
+class GRUCell(_Cell):
+    """One step of a GRU in place of :class:`torch.nn.GRUCell`.
+
+    Same constructor, parameters, initial values from the same seed, ``state_dict`` and errors. See
+    :func:`fastlstm.functional.gru` for the equations' source.
+
+    Args:
+        input_size: I, features of the input.
+        hidden_size: H, features of the state.
+        bias: use ``bias_ih`` and ``bias_hh``. Default: True.
+        device, dtype: of the parameters.
+    """
+
+    _name = "GRUCell"
+
+    def __init__(
+        self, input_size: int, hidden_size: int, bias: bool = True, device=None, dtype=None
+    ) -> None:
+        super().__init__(input_size, hidden_size, bias, num_chunks=3, device=device, dtype=dtype)
+
+    def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:
+        """Take one step.
+
+        Args:
+            input: ``[N, I]``, or ``[I]`` without a batch.
+            hx: h, ``[N, H]``, or ``[H]`` without a batch. Default: zeros.
+
+        Returns:
+            h after the step, shaped as ``hx``.
+
+        Raises:
+            ValueError, RuntimeError: as ``torch.nn.GRUCell`` does for the same call.
+        """
+        hx = self._zeros(input) if hx is None else hx
+        h = self._one_state("GRU", input, hx)
+        if h is not None:
+            return h
+        self._check(input, {"hidden": hx})
+        return functional.gru_cell(input, hx, *self._weights())
+
+
+class RNNCell(_Cell):
+    """One step of an Elman network in place of :class:`torch.nn.RNNCell`.
+
+    Same constructor, parameters, initial values from the same seed, ``state_dict`` and errors. See
+    :func:`fastlstm.functional.rnn` for the equation.
+
+    Args:
+        input_size: I, features of the input.
+        hidden_size: H, features of the state.
+        bias: use ``bias_ih`` and ``bias_hh``. Default: True.
+        nonlinearity: ``"tanh"`` or ``"relu"``; anything else fails when called, as it does in
+            torch.nn. Default: ``"tanh"``.
+        device, dtype: of the parameters.
+    """
+
+    _name = "RNNCell"
+    __constants__ = [*nn.RNNCellBase.__constants__, "nonlinearity"]
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        bias: bool = True,
+        nonlinearity: str = "tanh",
+        device=None,
+        dtype=None,
+    ) -> None:
+        super().__init__(input_size, hidden_size, bias, num_chunks=1, device=device, dtype=dtype)
+        self.nonlinearity = nonlinearity
+
+    def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:
+        """Take one step.
+
+        Args:
+            input: ``[N, I]``, or ``[I]`` without a batch.
+            hx: h, ``[N, H]``, or ``[H]`` without a batch. Default: zeros.
+
+        Returns:
+            h after the step, shaped as ``hx``.
+
+        Raises:
+            ValueError, RuntimeError: as ``torch.nn.RNNCell`` does for the same call.
+        """
+        hx = self._zeros(input) if hx is None else hx
+        mode = _RNN_MODES.get(self.nonlinearity)
+        h = None if mode is None else self._one_state(mode, input, hx)
+        if h is not None:
+            return h
+        self._check(input, {"hidden": hx})
+        if mode is None:
+            raise RuntimeError(f"Unknown nonlinearity: {self.nonlinearity}")
+        return functional.rnn_cell(input, hx, *self._weights(), self.nonlinearity)

@@ -1,0 +1,68 @@
+"""Which dtype a call computes in, and the casts into it and out of it.
+
+The kernels take float32 and float64. float16, bfloat16 and whatever autocast asks for is computed in
+float32 and rounded once, at the end. Weights may stay bfloat16: then the kernels of a layer multiply
+bfloat16 operands, where the processor can, and still sum in float32.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+_HALF_TYPES = (torch.float16, torch.bfloat16)
+
+
+class Precision(NamedTuple):
+    """The dtypes of one call.
+
+    Attributes:
+        weight: dtype of the weights.
+        result: dtype of what the call returns.
+        compute: dtype of the computation; None if it is ``result`` and nothing has to be cast.
+        is_autocast: tensors of other dtypes than that of the weights are welcome.
+    """
+
+    weight: torch.dtype
+    result: torch.dtype
+    compute: torch.dtype | None
+    is_autocast: bool
+
+    def enter(self, name: str, t: Tensor | None) -> Tensor | None:
+        """Cast the argument ``name`` to the dtype of the computation."""
+        if t is None or self.compute is None:
+            return t
+        is_welcome = t.dtype == self.weight or (
+            self.is_autocast and t.is_floating_point() and t.dtype != torch.float64
+        )
+        if not is_welcome:
+            expected = "a dtype that autocast casts" if self.is_autocast else f"dtype {self.weight}"
+            raise RuntimeError(f"{name} must have {expected}, got {t.dtype}")
+        # Through the narrow type: under autocast, values are what a matmul in that type would see.
+        return t.to(self.result).to(self.compute)
+
+    def enter_weight(self, name: str, t: Tensor | None) -> Tensor | None:
+        """Cast a weight of a layer to the dtype in which its kernels take it."""
+        if self.result == torch.bfloat16:
+            return self._replace(compute=torch.bfloat16).enter(name, t)
+        return self.enter(name, t)
+
+    def leave(self, t: Tensor) -> Tensor:
+        """Cast a result to the dtype of results."""
+        return t if self.compute is None else t.to(self.result)
+
+
+def precision_of(weight: Tensor) -> Precision:
+    """Return the dtypes of a call with ``weight`` among its weights.
+
+    Under autocast, results have autocast's dtype. torch.nn agrees for LSTM and RNN; its GRU and its
+    LSTM and GRU cells return float32 on the CPU, which here would only hide the rounding of the
+    operands. As in torch.nn, float64 is not affected.
+    """
+    dtype = weight.dtype
+    # The cheap question first: a call of a small layer takes only a few times as long as the other.
+    if torch._C._is_any_autocast_enabled() and dtype != torch.float64:
+        device_type = weight.device.type
+        if device_type in ("cpu", "cuda") and torch.is_autocast_enabled(device_type):
+            return Precision(dtype, torch.get_autocast_dtype(device_type), torch.float32, True)
+    return Precision(dtype, dtype, torch.float32 if dtype in _HALF_TYPES else None, False)

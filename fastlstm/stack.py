@@ -1,0 +1,300 @@
+"""The loop over layers that lstm, gru and rnn share, and the checks of their arguments.
+
+Sizes, dtypes and devices that only one layer sees are checked in C++, and so are values (token ids,
+lengths), which may not be looked at while a graph is being captured.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fastlstm import autograd
+from fastlstm.precision import Precision, precision_of
+from fastlstm.reference import LSTMStates, RNNStates
+
+Weights = Sequence[Sequence[Tensor | None]]
+
+_WEIGHT_NAMES = ("w_ih", "w_hh", "b_ih", "b_hh", "w_hr")
+
+
+class StackResult(NamedTuple):
+    """What a stack of layers returns, in the layout and the dtype of its arguments.
+
+    Attributes:
+        output: ``[T, N, D * P]``, the last layer's h.
+        hidden: h_n, or of an LSTM ``(h_n, c_n)``.
+        states: those of every step, if asked for.
+    """
+
+    output: Tensor
+    hidden: Tensor | tuple[Tensor, Tensor]
+    states: LSTMStates | RNNStates | None
+
+
+class _Layout(NamedTuple):
+    """Where time and batch are in the arguments; the layers see ``[T, N, ...]`` or packed rows."""
+
+    is_batched: bool
+    batch_first: bool
+
+    def enter(self, t: Tensor) -> Tensor:
+        if not self.is_batched:
+            return t.unsqueeze(1)
+        return t.transpose(0, 1) if self.batch_first else t
+
+    def leave(self, t: Tensor) -> Tensor:
+        if not self.is_batched:
+            return t.squeeze(1)
+        return t.transpose(0, 1) if self.batch_first else t
+
+
+def run_stack(
+    mode: str,
+    input: Tensor,
+    hx: Tensor | Sequence[Tensor] | None,
+    weights: Weights,
+    batch_first: bool,
+    bidirectional: bool,
+    dropout: float,
+    training: bool,
+    embedding: Tensor | None,
+    lengths: Tensor | Sequence[int] | None,
+    reset: Tensor | None,
+    batch_sizes: Tensor | None,
+    return_states: bool,
+) -> StackResult:
+    """Run the layers of ``mode`` one after the other; arguments as in :mod:`fastlstm.functional`."""
+    weights = [_five_weights(mode, entry) for entry in weights]
+    directions = 2 if bidirectional else 1
+    layers = len(weights) // directions
+    if not weights or layers * directions != len(weights):
+        raise ValueError(
+            f"weights must hold {directions} entries a layer, got {len(weights)} entries"
+        )
+    if input.is_cpu:
+        _check_weights_on_cpu(weights)
+    w_ih = weights[0][0]
+    precision = precision_of(w_ih)
+    is_tokens = _check_input(input, embedding, w_ih, precision)
+    layout = _layout_of(input, is_tokens, batch_first, batch_sizes)
+    x = layout.enter(input.long() if is_tokens else input)
+    if lengths is not None or reset is not None:
+        if batch_sizes is not None:
+            raise ValueError("lengths and reset go with padded input, not with packed sequences")
+        lengths = _as_lengths(lengths, x.size(1), layout)
+        reset = _as_reset(reset, x, layout)
+    if is_tokens and lengths is not None:
+        x = _without_padding(x, lengths)
+    if embedding is not None and _table_is_larger(x, embedding):
+        x, embedding, is_tokens = _looked_up(x, embedding), None, False
+
+    h0, c0 = _as_states(mode, hx, len(weights), layout, x.device)
+    if precision.compute is not None:
+        weights = [
+            tuple(map(precision.enter_weight, _WEIGHT_NAMES, five_weights))
+            for five_weights in weights
+        ]
+        embedding = precision.enter("embedding", embedding)
+        x = x if is_tokens else precision.enter("input", x)
+        h0, c0 = precision.enter("h0", h0), precision.enter("c0", c0)
+
+    is_lstm = mode == "LSTM"
+    h, c, h_n, c_n = [], [], [], []
+    for layer in range(layers):
+        first = layer * directions
+        x, layer_c, last_h, last_c = autograd.layer(
+            mode,
+            x,
+            _part(h0, first, directions),
+            _part(c0, first, directions),
+            weights[first : first + directions],
+            embedding=embedding if layer == 0 else None,
+            batch_sizes=batch_sizes,
+            lengths=lengths,
+            reset=reset,
+            return_c=return_states and is_lstm,
+        )
+        h.append(x)
+        c.append(layer_c)
+        h_n.append(last_h)
+        c_n.append(last_c)
+        if training and dropout > 0 and layer < layers - 1:
+            x = F.dropout(x, dropout)
+
+    def stacked(last: list[Tensor]) -> Tensor:
+        t = precision.leave(last[0] if layers == 1 else torch.cat(last))
+        return t if layout.is_batched else t.squeeze(1)
+
+    hidden = (stacked(h_n), stacked(c_n)) if is_lstm else stacked(h_n)
+    if not return_states:
+        return StackResult(layout.leave(precision.leave(x)), hidden, None)
+    every_h = tuple(layout.leave(precision.leave(t)) for t in h)
+    if is_lstm:
+        states = LSTMStates(every_h, tuple(layout.leave(precision.leave(t)) for t in c))
+    else:
+        states = RNNStates(every_h)
+    # The output is the last layer's h, not a second view of it.
+    return StackResult(every_h[-1], hidden, states)
+
+
+def _five_weights(mode: str, entry: Sequence[Tensor | None]) -> tuple[Tensor | None, ...]:
+    """Bring an entry of ``weights`` to ``(w_ih, w_hh, b_ih, b_hh, w_hr)``."""
+    if len(entry) == 4:
+        return (*entry, None)
+    if len(entry) == 2:
+        return (*entry, None, None, None)
+    if mode == "LSTM" and len(entry) == 5:
+        return tuple(entry)
+    if mode == "LSTM" and len(entry) == 3:
+        return (*entry[:2], None, None, entry[2])
+    expected = "2 to 5" if mode == "LSTM" else "2 or 4"
+    raise ValueError(f"each entry of weights must hold {expected} tensors, got {len(entry)}")
+
+
+def _check_weights_on_cpu(weights: Weights) -> None:
+    # With a meta tensor among its arguments an operator computes shapes, and no kernel looks.
+    for entry in weights:
+        for name, t in zip(_WEIGHT_NAMES, entry, strict=True):
+            if t is not None and not t.is_cpu:
+                raise RuntimeError(f"{name} must be on device cpu, got {t.device}")
+
+
+def _check_input(
+    input: Tensor, embedding: Tensor | None, w_ih: Tensor, precision: Precision
+) -> bool:
+    """Return whether ``input`` holds token ids."""
+    if input.dtype == torch.bool or input.is_complex():
+        raise TypeError(
+            f"input must be a floating-point tensor or integer token ids, got {input.dtype}"
+        )
+    is_tokens = not input.is_floating_point()
+    if embedding is None:
+        return is_tokens
+    if not is_tokens:
+        raise TypeError(f"embedding goes with integer input, got input of dtype {input.dtype}")
+    if embedding.device != input.device:
+        raise RuntimeError(f"embedding must be on device {input.device}, got {embedding.device}")
+    if embedding.dtype != w_ih.dtype and not precision.is_autocast:
+        raise RuntimeError(f"embedding must have dtype {w_ih.dtype}, got {embedding.dtype}")
+    if embedding.dim() != 2 or embedding.size(1) != w_ih.size(1):
+        raise RuntimeError(
+            f"embedding must have shape [V, {w_ih.size(1)}], got {list(embedding.shape)}"
+        )
+    return is_tokens
+
+
+def _layout_of(
+    input: Tensor, is_tokens: bool, batch_first: bool, batch_sizes: Tensor | None
+) -> _Layout:
+    dim = input.dim() + is_tokens  # as if tokens were the one-hot vectors they stand for
+    if batch_sizes is not None:
+        if dim != 2:
+            raise RuntimeError(
+                f"input must have {2 - is_tokens} dimensions with batch_sizes, got {input.dim()}"
+            )
+        return _Layout(is_batched=True, batch_first=False)
+    if dim not in (2, 3):
+        raise RuntimeError(
+            f"input must have {2 - is_tokens} or {3 - is_tokens} dimensions, got {input.dim()}"
+        )
+    return _Layout(is_batched=dim == 3, batch_first=batch_first and dim == 3)
+
+
+def _as_lengths(
+    lengths: Tensor | Sequence[int] | None, batch: int, layout: _Layout
+) -> Tensor | None:
+    """Return ``lengths`` as int64 on the CPU, where the kernels plan their steps."""
+    if lengths is None:
+        return None
+    t = torch.as_tensor(lengths)
+    if t.numel() == 0:
+        t = t.long()  # an empty list says nothing of its dtype
+    if t.is_floating_point() or t.is_complex() or t.dtype == torch.bool:
+        raise TypeError(f"lengths must hold integers, got {t.dtype}")
+    if t.dim() == 0 and not layout.is_batched:
+        t = t.unsqueeze(0)
+    if t.dim() != 1 or t.size(0) != batch:
+        raise RuntimeError(f"lengths must have shape [{batch}], got {list(t.shape)}")
+    return t.to("cpu", torch.int64)
+
+
+def _as_reset(reset: Tensor | None, x: Tensor, layout: _Layout) -> Tensor | None:
+    """Return ``reset`` as ``[T, N]``."""
+    if reset is None:
+        return None
+    steps, batch = x.size(0), x.size(1)
+    if not layout.is_batched:
+        expected = (steps,)
+    else:
+        expected = (batch, steps) if layout.batch_first else (steps, batch)
+    if reset.dtype != torch.bool:
+        raise TypeError(f"reset must have dtype torch.bool, got {reset.dtype}")
+    if reset.device != x.device:
+        raise RuntimeError(f"reset must be on device {x.device}, got {reset.device}")
+    if reset.shape != expected:
+        raise RuntimeError(f"reset must have shape {list(expected)}, got {list(reset.shape)}")
+    return layout.enter(reset)
+
+
+def _table_is_larger(tokens: Tensor, embedding: Tensor) -> bool:
+    """Whether the table costs more to project than its rows in use."""
+    # An exported program may run with other sizes, which a comparison of sizes would pin.
+    return torch.compiler.is_exporting() or embedding.size(0) > tokens.numel()
+
+
+def _without_padding(tokens: Tensor, lengths: Tensor) -> Tensor:
+    """Whatever pads a row, -100 say, need not be a token: put one there."""
+    steps = torch.arange(tokens.size(0), device=tokens.device).unsqueeze(1)
+    return tokens.masked_fill(steps >= lengths.to(tokens.device), 0)
+
+
+def _looked_up(tokens: Tensor, embedding: Tensor) -> Tensor:
+    try:
+        return F.embedding(tokens, embedding)
+    except IndexError:
+        size = embedding.size(0)
+        bad = tokens[(tokens < 0) | (tokens >= size)][0].item()
+        raise IndexError(f"input must hold token ids in [0, {size}), got {bad}") from None
+
+
+def _as_states(
+    mode: str,
+    hx: Tensor | Sequence[Tensor] | None,
+    count: int,
+    layout: _Layout,
+    device: torch.device,
+) -> tuple[Tensor | None, Tensor | None]:
+    """Return h0 and c0 as the layers take them."""
+    if hx is None:
+        return None, None
+    if mode != "LSTM":
+        return _as_state("h0", hx, count, layout, device), None
+    if isinstance(hx, Tensor):
+        raise TypeError("hx must be a pair (h0, c0), got a Tensor")
+    if len(hx) != 2:
+        raise RuntimeError(f"lstm expects two hidden states, got {len(hx)}")
+    return (
+        _as_state("h0", hx[0], count, layout, device),
+        _as_state("c0", hx[1], count, layout, device),
+    )
+
+
+def _as_state(
+    name: str, state: Tensor, count: int, layout: _Layout, device: torch.device
+) -> Tensor:
+    if state.device != device:
+        raise RuntimeError(f"{name} must be on device {device}, got {state.device}")
+    if state.dim() != 2 + layout.is_batched or state.size(0) != count:
+        shape = f"[{count}, N, ...]" if layout.is_batched else f"[{count}, ...]"
+        raise RuntimeError(f"{name} must have shape {shape}, got {list(state.shape)}")
+    return state if layout.is_batched else state.unsqueeze(1)
+
+
+def _part(state: Tensor | None, first: int, directions: int) -> Tensor | None:
+    """Return the states of one layer."""
+    if state is None or state.size(0) == directions:
+        return state
+    return state[first : first + directions]

@@ -1,0 +1,132 @@
+"""Bad calls of cells fail, and in the way torch.nn's cells fail."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from module_pairs import KINDS, build
+from torch import Tensor, nn
+
+import fastlstm
+
+
+def zeros(*shape: int, **kwargs) -> Tensor:
+    return torch.zeros(shape, **kwargs)
+
+
+def wrong(*shape: int, input: tuple[int, ...] = (3, 10), **kwargs) -> Callable:
+    """A call of a cell (10, 20) with a state of this shape, and input of that."""
+
+    def call(cell: nn.Module, kind: str):
+        h = zeros(*shape, **kwargs)
+        return cell(zeros(*input), (h, h) if kind == "LSTM" else h)
+
+    return call
+
+
+ERRORS = {
+    "input_size": wrong(3, 20, input=(3, 11)),
+    "input_size_unbatched": wrong(20, input=(11,)),
+    "input_size_without_state": lambda cell, kind: cell(zeros(3, 11)),
+    "input_3d": wrong(3, 20, input=(1, 3, 10)),
+    "input_3d_without_state": lambda cell, kind: cell(zeros(1, 3, 10)),
+    "input_0d": lambda cell, kind: cell(zeros()),
+    "hidden_size": wrong(3, 21),
+    "hidden_batch": wrong(5, 20),
+    "hidden_batch_1": wrong(1, 20),
+    "hidden_3d": wrong(1, 3, 20),
+    "hidden_4d": wrong(3, 1, 1, 20),
+    "hidden_1d_for_batch": wrong(20),
+    "hidden_2d_without_batch": wrong(1, 20, input=(10,)),
+    "hidden_size_unbatched": wrong(21, input=(10,)),
+    "input_list": lambda cell, kind: cell([1.0]),
+    "hidden_number": lambda cell, kind: cell(zeros(3, 10), (3, 3) if kind == "LSTM" else 3),
+}
+ERRORS_LSTM = {
+    "c_batch": lambda cell, kind: cell(zeros(3, 10), (zeros(3, 20), zeros(5, 20))),
+    "c_size": lambda cell, kind: cell(zeros(3, 10), (zeros(3, 20), zeros(3, 10))),
+    "c_3d": lambda cell, kind: cell(zeros(3, 10), (zeros(3, 20), zeros(1, 3, 20))),
+    "one_state": lambda cell, kind: cell(zeros(3, 10), (zeros(3, 20),)),
+    "three_states": lambda cell, kind: cell(zeros(3, 10), (zeros(3, 20),) * 3),
+    "c_none": lambda cell, kind: cell(zeros(3, 10), (zeros(3, 20), None)),
+}
+CLASS_ONLY = {
+    "input_double": lambda cell, kind: cell(zeros(3, 10).double()),
+    "input_half": lambda cell, kind: cell(zeros(3, 10).half()),
+    "input_int": lambda cell, kind: cell(zeros(3, 10).long()),
+    "state_double": wrong(3, 20, dtype=torch.float64),
+    "state_on_meta": wrong(3, 20, device="meta"),
+    "input_on_meta": lambda cell, kind: cell(zeros(3, 10, device="meta")),
+    "parameters_on_meta": lambda cell, kind: cell.to("meta")(zeros(3, 10)),
+    "state_tensor": lambda cell, kind: cell(
+        zeros(3, 10), zeros(2, 3, 20) if kind == "LSTM" else "h"
+    ),
+}
+
+
+def rows(for_all: dict, for_lstm: dict) -> pytest.MarkDecorator:
+    found = [(kind, name, call) for name, call in for_all.items() for kind in KINDS]
+    found += [("LSTM", name, call) for name, call in for_lstm.items()]
+    return pytest.mark.parametrize(
+        ("kind", "call"), [r[::2] for r in found], ids=[f"{r[0]}-{r[1]}" for r in found]
+    )
+
+
+grad_modes = pytest.mark.parametrize("grad", [False, True], ids=["no_grad", "grad"])
+
+
+def errors_of(kind: str, call: Callable, grad: bool) -> list[Exception]:
+    errors = []
+    for package in (nn, fastlstm):
+        cell = build(package, kind, 10, 20, cell=True)
+        with torch.set_grad_enabled(grad), pytest.raises(Exception) as caught:
+            call(cell, kind)
+        errors.append(caught.value)
+    return errors
+
+
+@grad_modes
+@rows(ERRORS, ERRORS_LSTM)
+def test_fails_as_torch_nn_does(kind: str, call: Callable, grad: bool) -> None:
+    expected, found = errors_of(kind, call, grad)
+    assert type(found) is type(expected), f"{found!r}, torch.nn: {expected!r}"
+    wanted = str(expected)
+    if isinstance(expected, AttributeError):
+        wanted = wanted.partition(" has no")[0]
+    assert wanted in str(found)
+
+
+@grad_modes
+@rows(CLASS_ONLY, {})
+def test_fails_with_the_class_of_torch_nn(kind: str, call: Callable, grad: bool) -> None:
+    expected, found = errors_of(kind, call, grad)
+    assert type(found) is type(expected), f"{found!r}, torch.nn: {expected!r}"
+    assert "mat1" not in str(found)
+
+
+@pytest.mark.parametrize("package", [nn, fastlstm], ids=["torch", "fastlstm"])
+def test_nonlinearity_is_read_when_called(package) -> None:
+    cell = package.RNNCell(5, 4, nonlinearity="silu")
+    with pytest.raises(RuntimeError, match="Unknown nonlinearity: silu"):
+        cell(torch.randn(3, 5))
+    cell.nonlinearity = "relu"
+    assert (cell(torch.randn(3, 5)) >= 0).all()
+    assert repr(cell) == "RNNCell(5, 4, nonlinearity=relu)"
+
+
+def test_functional_arguments() -> None:
+    x, h, w_ih, w_hh = torch.randn(3, 5), torch.randn(3, 4), torch.randn(16, 5), torch.randn(16, 4)
+    cell = fastlstm.functional.lstm_cell
+    with pytest.raises(TypeError, match="pair"):
+        cell(x, h, w_ih, w_hh)
+    with pytest.raises(RuntimeError, match="two hidden states, got 3"):
+        cell(x, (h, h, h), w_ih, w_hh)
+    for bad in (
+        (x, (h, h), w_ih[:15], w_hh),
+        (x, (h, h[:2]), w_ih, w_hh),
+        (x[:2], (h, h), w_ih, w_hh),
+    ):
+        with pytest.raises(RuntimeError):
+            cell(*bad)
+    with pytest.raises(ValueError, match="nonlinearity must be 'tanh' or 'relu', got 'elu'"):
+        fastlstm.functional.rnn_cell(x, h, w_hh[:4, :], w_hh[:4], nonlinearity="elu")

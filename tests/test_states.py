@@ -1,0 +1,120 @@
+"""The states of every step, and states carried from call to call."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from helpers import (
+    MODES,
+    Case,
+    Values,
+    assert_errors_within,
+    assert_same,
+    call,
+    cases,
+    named,
+    ours,
+    solve,
+    stacked,
+    wide,
+)
+
+import fastlstm
+from fastlstm import reference
+
+
+def my_states(case: Case, values: Values) -> Values:
+    return named(case, call(fastlstm.functional, case, values, return_states=True))
+
+
+def reference_states(case: Case, values: Values) -> Values:
+    return named(case, call(reference, case, values, return_states=True))
+
+
+def forward_with_grad(case: Case, values: Values) -> Values:
+    leaves = {n: v.clone().requires_grad_(v.is_floating_point()) for n, v in values.items()}
+    return {n: v.detach() for n, v in ours(case, leaves).items()}
+
+
+@pytest.mark.paths
+@cases(
+    Case(6, 7, 4, 17),
+    Case(6, 7, 4, 17, batch_first=True),
+    Case(5, 3, 4, 17, layers=2, bidirectional=True, batch_first=True),
+    Case(5, 3, 4, 17, layers=2, bidirectional=True, lengths=(2, 5, 0), reset=0.3),
+    Case(5, 3, 4, 17, layers=2, bidirectional=True, lengths=(5, 4, 1), packed=True),
+    modes=MODES,
+)
+def test_return_states(case: Case) -> None:
+    """Every cell and hidden state, and the gradient that comes in through each of them."""
+    values = case.problem(torch.float32)
+    with torch.no_grad():
+        shapes = {n: v.shape for n, v in reference_states(case, values).items()}
+    last = case.layers - 1
+    every = ["h", "c"] if case.mode == "LSTM" else ["h"]
+    assert set(shapes) == {*case.outputs, *(f"{n}{k}" for n in every for k in range(case.layers))}
+    chosen_of = [tuple(shapes), (f"{every[-1]}0",), ("h0", case.outputs[-1])]
+    chosen_of += [(f"{every[-1]}{last}", "output")]
+    for chosen in chosen_of:
+        mine, base, true = [], [], []
+        for seed in reversed(range(12)):
+            values = case.problem(torch.float32, seed)
+            cotangents = {n: torch.randn(shapes[n]) for n in chosen}
+            mine.append(solve(my_states, case, values, cotangents))
+            base.append(solve(reference_states, case, values, cotangents))
+            true.append(solve(reference_states, case, wide(values), wide(cotangents)))
+        assert_errors_within(*map(stacked, (mine, base, true)))
+    found = mine[-1]
+    assert torch.equal(found[f"h{last}"], found["output"])
+    if not case.bidirectional:
+        for name in case.outputs[1:]:
+            steps = found[f"{name[0]}0"]
+            assert torch.equal(steps[:, -1] if case.batch_first else steps[-1], found[name][0])
+    assert_same({n: found[n] for n in case.outputs}, forward_with_grad(case, values))
+
+
+@cases(replace(Case(6, 7, 4, 17, layers=2, bidirectional=True), proj_size=5))
+def test_return_states_of_a_projection(case: Case) -> None:
+    test_return_states(case)
+
+
+@cases(Case(5, 1, 4, 17, layers=2), modes=MODES)
+def test_return_states_unbatched_and_without_grad(case: Case) -> None:
+    values = case.problem(torch.float64)
+    with torch.no_grad():
+        expected = my_states(case, values)
+        single = values | {n: values[n][:, 0] for n in ("x", *case.state_names)}
+        found = my_states(case, single)
+    assert_same(found, {n: v.squeeze(1) for n, v in expected.items()})
+
+
+@cases(
+    Case(5, 7, 4, 17),
+    Case(5, 7, 4, 17, layers=2, bidirectional=True, batch_first=True),
+    Case(5, 4, 4, 17, bidirectional=True, lengths=(3, 5, 0, 1), reset=0.3),
+    Case(5, 4, 4, 17, bidirectional=True, lengths=(5, 3, 3, 1), packed=True),
+    modes=MODES,
+)
+def test_forward_is_the_same_with_and_without_grad(case: Case) -> None:
+    values = case.problem(torch.float32)
+    assert_same(forward_with_grad(case, values), solve(ours, case, values, None))
+
+
+@cases(Case(5, 7, 4, 17, layers=2, bidirectional=True, proj_size=6))
+def test_projected_forward_is_the_same_with_and_without_grad(case: Case) -> None:
+    test_forward_is_the_same_with_and_without_grad(case)
+
+
+@cases(Case(9, 5, 4, 17, layers=2), modes=MODES)
+def test_chunks_with_carried_state_equal_one_call(case: Case) -> None:
+    """Truncated backpropagation's forward: three calls with the state handed on."""
+    values = case.problem(torch.float64)
+    whole = solve(ours, case, values, None)
+    outputs, state = [], {n: values[n] for n in case.state_names}
+    for x in values["x"].split([4, 1, 4]):
+        part = solve(ours, case, values | state | {"x": x}, None)
+        outputs.append(part["output"])
+        state = {n: part[f"{n[0]}_n"] for n in case.state_names}
+    torch.testing.assert_close(torch.cat(outputs), whole["output"], rtol=1e-13, atol=1e-14)
+    for name, last in state.items():
+        torch.testing.assert_close(last, whole[f"{name[0]}_n"], rtol=1e-13, atol=1e-14)
