@@ -18,6 +18,11 @@ namespace cpu {
 // Gates of one chunk: what a core's share of L3 holds beside W_hh.
 constexpr int64_t kChunkBytes = 4 << 20;
 
+// Below this many multiply-adds a thread, waking it takes longer than it saves; and how many of
+// them it takes to pack a scalar.
+constexpr int64_t kMinWorkPerThread = 50000;
+constexpr int64_t kPackingCost = 4;
+
 inline int64_t round_up(int64_t n, int64_t multiple) {
   return (n + multiple - 1) / multiple * multiple;
 }
@@ -115,31 +120,47 @@ class LayerBase {
     return tokens_of_rows_.data();
   }
 
+  // Threads for `work` multiply-adds, or what takes as long.
+  int threads_for(int64_t work) const {
+    return static_cast<int>(std::clamp<int64_t>(work / kMinWorkPerThread, 1, threads_));
+  }
+
+  template <class P>
+  void run(void (*kernel)(const P&, int, int), const P& p, int threads) const {
+    run_team(threads, [&](int thread, int team) { kernel(p, thread, team); });
+  }
   template <class P>
   void run(void (*kernel)(const P&, int, int), const P& p) const {
-    run_team(threads_, [&](int thread, int team) { kernel(p, thread, team); });
+    run(kernel, p, threads_);
   }
 
   template <class P>
   void recur(void (*kernel)(const P&, const Share&, Barrier*), const P& p, int directions) const {
     std::vector<Barrier> barriers(threads_ * directions);
     const ScheduleProblem problem{N_, H_, cell_.gates, directions, !plan_.complete};
+    int busy = 1;
+    const std::vector<std::vector<Share>> of_all = schedule(problem, threads_, k_.lanes);
+    for (int i = 0; i < threads_; ++i) {
+      if (!of_all[i].empty()) busy = i + 1;
+    }
     // The team may come out smaller than asked for: each thread then plans for the team there is.
-    run_team(threads_, [&](int thread, int team) {
-      const std::vector<std::vector<Share>> shares = schedule(problem, team, k_.lanes);
+    run_team(busy, [&](int thread, int team) {
+      const auto shares = team == threads_ ? of_all : schedule(problem, team, k_.lanes);
       for (const Share& share : shares[thread]) kernel(p, share, &barriers[share.group]);
     });
   }
 
   void matmul(const Rows<const S>& a, const Tensor& b_packed, const Rows<S>& c, int64_t M,
               int64_t N, int64_t K, bool accumulate = false) const {
-    run(k_.packed_matmul, PackedMatmul<S>{a, data<S>(b_packed), c, M, N, K, accumulate});
+    run(k_.packed_matmul, PackedMatmul<S>{a, data<S>(b_packed), c, M, N, K, accumulate},
+        threads_for(M * N * K));
   }
 
   // B [K, N] of a matrix product, packed.
   Tensor packed(const S* b, int64_t k_stride, int64_t n_stride, int64_t K, int64_t N) const {
     Tensor out = scratch(round_up(N, k_.lanes) * K);
-    run(k_.pack_panels, PackPanels<S>{b, k_stride, n_stride, K, N, out.template data_ptr<S>()});
+    run(k_.pack_panels, PackPanels<S>{b, k_stride, n_stride, K, N, out.template data_ptr<S>()},
+        threads_for(K * N * kPackingCost));
     return out;
   }
   // W as the right side of a W, and of a W^T.

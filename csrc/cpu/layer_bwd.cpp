@@ -258,7 +258,7 @@ class LayerBwd : LayerBase<S> {
       p.workspace = workspace_.template data_ptr<S>();
       if (dw_hh_rows) p.add(h_prev, P_, dw_hh_rows);
       if (dw_ih_rows && !tokens_) p.add(x, I_, dw_ih_rows);
-      run(k_.weight_grad, p);
+      run(k_.weight_grad, p, this->threads_for(rows * columns * (p.N[0] + p.N[1])));
     };
     add(0, shared, dw_hh, dw_ih);
     if (cell_.separate) {

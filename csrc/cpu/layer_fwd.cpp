@@ -85,8 +85,10 @@ class LayerFwd : LayerBase<S> {
       w_hh_[d] = packed_transposed(w.w_hh);
     } else {
       w_hh_[d] = scratch(round_up(H_, k_.lanes) * cell_.gates * P_);
-      run(k_.pack_gates, PackGates<S>{data<S>(w.w_hh), w.w_hh.stride(0), H_, P_, cell_.gates,
-                                      w_hh_[d].template data_ptr<S>()});
+      run(k_.pack_gates,
+          PackGates<S>{data<S>(w.w_hh), w.w_hh.stride(0), H_, P_, cell_.gates,
+                       w_hh_[d].template data_ptr<S>()},
+          this->threads_for(G_ * P_ * kPackingCost));
     }
     if (projected_) w_hr_[d] = packed_transposed(*w.w_hr);
     if (tokens_) {
