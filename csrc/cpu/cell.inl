@@ -10,8 +10,8 @@
 namespace fastlstm {
 FASTLSTM_ISA_LOCAL_BEGIN
 
-// Rows and columns of a tile of dot products: as many as there are lanes, so that one transposition
-// adds up all of them.
+// Rows and columns of a tile of dot products: as many as there are lanes, so that one tree of
+// halves adds up all of them.
 template <class V>
 struct DotTile {
   static constexpr int kRows = V::kLanes >= 8 ? 4 : V::kLanes >= 4 ? 2 : 1;

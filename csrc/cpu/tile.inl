@@ -153,8 +153,7 @@ FASTLSTM_INLINE void clear(V (&acc)[MR][NV]) {
 // error is at most 1.03 of torch's at five shapes, and no product is slower.
 constexpr int64_t kChain = 128;
 
-// acc[r][v] = sum_k a[r][k] * b[k][v]. K counts packed elements. Chains are added up from the first
-// to the last, or the other way round.
+// acc[r][v] = sum_k a[r][k] * b[k][v]. K counts packed elements; see kChain for `chain`.
 template <class V, int MR, int NV, class A, class B>
 FASTLSTM_INLINE void multiply(const A& a, const B& b, int64_t K, V (&acc)[MR][NV],
                               int64_t chain = kChain) {
