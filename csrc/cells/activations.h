@@ -112,8 +112,8 @@ FASTLSTM_INLINE V tanh(V x) {
   using S = typename V::scalar;
   const V a = abs(x), one = V::broadcast(1), two = V::broadcast(2);
   const ExpParts<V> parts = exp_parts(min(V::broadcast(ExpConstants<S>::kTanhSaturates), a + a));
-  // Rounded last where it cancels: with 1 + r + r^2 q summed first, the error of tanh near 0.2 was
-  // up to 2.4 ULP, and that of RNN's dW_hh at 35 rows 1.21 times torch's.
+  // What cancels is rounded last. It gains little: 0.498 instead of 0.505 ULP in the mean square
+  // over [0.008, 6] than with 1 + r + r^2 q summed first, and 2.42 at most with either.
   const V tail = fma(parts.r * parts.r, parts.q, parts.r_lo);
   const V expm1 = fma(parts.scale, tail, fma(parts.scale, parts.r_hi, parts.scale - one));
   const V small_minus_a = V::broadcast(S(0.5)) - a;
