@@ -183,3 +183,19 @@ def test_no_cast_unasked(kind: str, what: str) -> None:
         else:
             module.weight_hh_l0 = nn.Parameter(module.weight_hh_l0.float())
             module(torch.zeros(9, 3, 5).bfloat16())
+
+
+@kinds
+@pytest.mark.parametrize(("N", "H"), [(1, 300), (5, 130), (33, 64)], ids=["N1", "N5", "N33"])
+def test_bfloat16_is_bitwise_the_same_for_any_number_of_threads(kind: str, N: int, H: int) -> None:
+    module = build(fastlstm, kind, 40, H, bidirectional=True, dtype=torch.bfloat16)
+    x = torch.randn(6, N, 40).bfloat16()
+    results = []
+    for threads in (1, 2, 3):
+        torch.set_num_threads(threads)
+        module.zero_grad()
+        outputs = flat(module(x))
+        sum(t.float().sin().sum() for t in outputs).backward()
+        results.append([t.detach() for t in outputs] + [p.grad for p in module.parameters()])
+    for other in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
