@@ -5,6 +5,10 @@ import torch
 
 import fastlstm
 
+# torch.testing's modules (the module database, opcheck) call it when they are imported, and no test
+# after that could change a switch such as torch.backends.mkldnn.enabled.
+torch.backends.disable_global_flags = lambda: None
+
 
 def pytest_report_header() -> str:
     return (
