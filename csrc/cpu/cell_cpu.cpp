@@ -11,7 +11,7 @@ namespace fastlstm {
 namespace cpu {
 namespace {
 
-// Below this many multiply-adds a thread, waking it takes longer than it saves.
+// Multiply-adds that are worth a thread: an estimate, as in layer_base.h.
 constexpr int64_t kMinWorkPerThread = 50000;
 
 template <class S>

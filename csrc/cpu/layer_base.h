@@ -18,8 +18,8 @@ namespace cpu {
 // Gates of one chunk: what a core's share of L3 holds beside W_hh.
 constexpr int64_t kChunkBytes = 4 << 20;
 
-// Below this many multiply-adds a thread, waking it takes longer than it saves; and how many of
-// them it takes to pack a scalar.
+// Multiply-adds that are worth a thread, and how many of them count for a packed scalar. Estimates:
+// only that small layers gain was measured (docs/kernels.md), not where the limit is best.
 constexpr int64_t kMinWorkPerThread = 50000;
 constexpr int64_t kPackingCost = 4;
 
