@@ -5,32 +5,13 @@
 #include <algorithm>
 
 #include "../cell.h"
-#include "dispatch.h"
+#include "host.h"
 
 namespace fastlstm {
 namespace cpu {
 namespace {
 
-// Multiply-adds that are worth a thread: an estimate, as in layer_base.h.
-constexpr int64_t kMinWorkPerThread = 50000;
-
-template <class S>
-const S* data(const Tensor& t) {
-  return t.defined() ? t.const_data_ptr<S>() : nullptr;
-}
-template <class S>
-const S* data(const std::optional<Tensor>& t) {
-  return t ? t->const_data_ptr<S>() : nullptr;
-}
-
-template <class P>
-void run(int threads, void (*kernel)(const P&, int, int), const P& p) {
-  run_team(threads, [&](int thread, int team) { kernel(p, thread, team); });
-}
-
-int threads_for(int64_t work) {
-  return static_cast<int>(std::clamp<int64_t>(work / kMinWorkPerThread, 1, num_threads()));
-}
+int threads_for(int64_t work) { return threads_for_work(work, num_threads()); }
 
 template <class S>
 void fwd(const CellInput& in, CellOutput& out) {
@@ -49,7 +30,7 @@ void fwd(const CellInput& in, CellOutput& out) {
   p.c_out = out.c.defined() ? out.c.data_ptr<S>() : nullptr;
   p.reserve = out.reserve.defined() ? out.reserve.data_ptr<S>() : nullptr;
   const int64_t work = p.N * in.w_ih.size(0) * (p.I + p.H);
-  run(threads_for(work), kernels<S>().cell_fwd[in.cell], p);
+  run_kernel(threads_for(work), kernels<S>().cell_fwd[in.cell], p);
 }
 
 template <class S>
@@ -75,12 +56,12 @@ void bwd(const CellInput& in, const CellOutput& kept, const std::optional<Tensor
   p.dh = data<S>(grad_h);
   p.carry = carry.defined() ? carry.data_ptr<S>() : nullptr;
   p.dgates = d;
-  run(threads_for(N * H * 64), k.cell_bwd[in.cell], p);
+  run_kernel(threads_for(N * H * 64), k.cell_bwd[in.cell], p);
 
   auto matmul = [&](const S* a, const S* b, const Tensor& c, int64_t width, int64_t depth,
                     bool accumulate) {
-    run(threads, k.plain_matmul,
-        PlainMatmul<S>{a, Q, b, c.data_ptr<S>(), N, width, depth, accumulate});
+    run_kernel(threads, k.plain_matmul,
+               PlainMatmul<S>{a, Q, b, c.data_ptr<S>(), N, width, depth, accumulate});
   };
   if (needs.x) {
     matmul(d, data<S>(in.w_ih), out.dx, I, shared, false);
@@ -104,7 +85,7 @@ void bwd(const CellInput& in, const CellOutput& kept, const std::optional<Tensor
     g.chain = N;  // one product, as in torch.nn
     if (dw_hh_rows) g.add({data<S>(in.h), N, 0, H}, H, dw_hh_rows);
     if (dw_ih_rows) g.add({data<S>(in.x), N, 0, I}, I, dw_ih_rows);
-    run(threads, k.weight_grad, g);
+    run_kernel(threads, k.weight_grad, g);
   };
   weight_grad(0, shared, dw_hh, dw_ih);
   if (cell.separate) {

@@ -9,7 +9,7 @@
 #include <vector>
 
 #include "../layer.h"
-#include "dispatch.h"
+#include "host.h"
 #include "schedule.h"
 
 namespace fastlstm {
@@ -18,22 +18,11 @@ namespace cpu {
 // Gates of one chunk: what a core's share of L3 holds beside W_hh.
 constexpr int64_t kChunkBytes = 4 << 20;
 
-// Multiply-adds that are worth a thread, and how many of them count for a packed scalar. Estimates:
-// only that small layers gain was measured (docs/kernels.md), not where the limit is best.
-constexpr int64_t kMinWorkPerThread = 50000;
+// Multiply-adds that count for a packed scalar: an estimate, as kMinWorkPerThread.
 constexpr int64_t kPackingCost = 4;
 
 inline int64_t round_up(int64_t n, int64_t multiple) {
   return (n + multiple - 1) / multiple * multiple;
-}
-
-template <class S>
-const S* data(const Tensor& t) {
-  return t.defined() ? t.const_data_ptr<S>() : nullptr;
-}
-template <class S>
-const S* data(const std::optional<Tensor>& t) {
-  return t ? t->const_data_ptr<S>() : nullptr;
 }
 
 template <class S>
@@ -121,13 +110,11 @@ class LayerBase {
   }
 
   // Threads for `work` multiply-adds, or what takes as long.
-  int threads_for(int64_t work) const {
-    return static_cast<int>(std::clamp<int64_t>(work / kMinWorkPerThread, 1, threads_));
-  }
+  int threads_for(int64_t work) const { return threads_for_work(work, threads_); }
 
   template <class P>
   void run(void (*kernel)(const P&, int, int), const P& p, int threads) const {
-    run_team(threads, [&](int thread, int team) { kernel(p, thread, team); });
+    run_kernel(threads, kernel, p);
   }
   template <class P>
   void run(void (*kernel)(const P&, int, int), const P& p) const {
