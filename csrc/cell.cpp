@@ -2,7 +2,9 @@
 
 #include <ATen/ops/empty.h>
 #include <ATen/ops/zeros.h>
+#include <c10/core/DeviceGuard.h>
 
+#include "backend.h"
 #include "checks.h"
 
 namespace fastlstm {
@@ -15,8 +17,8 @@ struct Sizes {
 Sizes check_input(const CellInput& input) {
   const CellTraits& cell = kCellTraits[input.cell];
   const Tensor& w_ih = input.w_ih;
-  check_device(input.x);
-  check_device(w_ih);
+  TORCH_CHECK(w_ih.device() == input.x.device(), "w_ih must be on device ", input.x.device(),
+              ", got ", w_ih.device());
   TORCH_CHECK(w_ih.is_floating_point(), "w_ih must be floating-point, got ", w_ih.scalar_type());
   TORCH_CHECK(input.x.dim() == 2, "x must have shape [N, I], got ", input.x.sizes());
   TORCH_CHECK(w_ih.dim() == 2 && w_ih.size(0) % cell.gates == 0, "w_ih must have shape [",
@@ -45,6 +47,8 @@ CellInput contiguous(const CellInput& input) {
 }  // namespace
 
 CellOutput cell_fwd(const CellInput& input, bool keep) {
+  const Backend& backend = backend_of(input.x);
+  const c10::DeviceGuard guard(input.x.device());
   const CellTraits& cell = kCellTraits[input.cell];
   const Sizes s = check_input(input);
   const auto options = input.w_ih.options();
@@ -52,13 +56,15 @@ CellOutput cell_fwd(const CellInput& input, bool keep) {
   out.h = at::empty({s.N, s.H}, options);
   if (cell.has_c) out.c = at::empty({s.N, s.H}, options);
   if (keep) out.reserve = at::empty({s.N, cell.reserve * s.H}, options);
-  if (s.N > 0) cpu::cell_fwd(contiguous(input), out);
+  if (s.N > 0) backend.cell_fwd(contiguous(input), out);
   return out;
 }
 
 CellGrads cell_bwd(const CellInput& input, const CellOutput& kept,
                    const std::optional<Tensor>& grad_h, const std::optional<Tensor>& grad_c,
                    CellNeeds needs) {
+  const Backend& backend = backend_of(input.x);
+  const c10::DeviceGuard guard(input.x.device());
   const CellTraits& cell = kCellTraits[input.cell];
   const Sizes s = check_input(input);
   const Tensor& like = input.w_ih;
@@ -91,7 +97,7 @@ CellGrads cell_bwd(const CellInput& input, const CellOutput& kept,
   if (s.N > 0) {
     const std::optional<Tensor> dh =
         grad_h ? std::optional<Tensor>(grad_h->contiguous()) : std::nullopt;
-    cpu::cell_bwd(contiguous(input), kept, dh, carry, needs, out);
+    backend.cell_bwd(contiguous(input), kept, dh, carry, needs, out);
   }
   return out;
 }

@@ -46,10 +46,4 @@ CellGrads cell_bwd(const CellInput& input, const CellOutput& kept,
                    const std::optional<Tensor>& grad_h, const std::optional<Tensor>& grad_c,
                    CellNeeds needs);
 
-namespace cpu {
-void cell_fwd(const CellInput& input, CellOutput& output);
-void cell_bwd(const CellInput& input, const CellOutput& kept, const std::optional<Tensor>& grad_h,
-              const Tensor& carry, CellNeeds needs, CellGrads& result);
-}  // namespace cpu
-
 }  // namespace fastlstm

@@ -9,19 +9,19 @@
 
 namespace fastlstm {
 
-inline void check_device(const at::Tensor& t) {
-  TORCH_CHECK(t.device().is_cpu(), "this build of fastlstm runs on the CPU only, got a tensor on ",
-              t.device(), "; move the module and its input to the CPU");
+inline void check_like(const char* name, const at::Tensor& t, at::ScalarType dtype,
+                       const at::Tensor& like, at::IntArrayRef shape) {
+  TORCH_CHECK(t.device() == like.device(), name, " must be on device ", like.device(), ", got ",
+              t.device());
+  TORCH_CHECK(t.scalar_type() == dtype, name, " must have dtype ", dtype, ", got ",
+              t.scalar_type());
+  TORCH_CHECK(t.layout() == at::kStrided, name, " must be a dense tensor, got layout ", t.layout());
+  TORCH_CHECK(t.sizes() == shape, name, " must have shape ", shape, ", got ", t.sizes());
 }
 
 inline void check_like(const char* name, const at::Tensor& t, const at::Tensor& like,
                        at::IntArrayRef shape) {
-  TORCH_CHECK(t.device() == like.device(), name, " must be on device ", like.device(), ", got ",
-              t.device());
-  TORCH_CHECK(t.scalar_type() == like.scalar_type(), name, " must have dtype ", like.scalar_type(),
-              ", got ", t.scalar_type());
-  TORCH_CHECK(t.layout() == at::kStrided, name, " must be a dense tensor, got layout ", t.layout());
-  TORCH_CHECK(t.sizes() == shape, name, " must have shape ", shape, ", got ", t.sizes());
+  check_like(name, t, like.scalar_type(), like, shape);
 }
 
 inline void check_like(const char* name, const std::optional<at::Tensor>& t, const at::Tensor& like,

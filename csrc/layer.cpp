@@ -2,7 +2,9 @@
 
 #include <ATen/ops/empty.h>
 #include <ATen/ops/zeros.h>
+#include <c10/core/DeviceGuard.h>
 
+#include "backend.h"
 #include "checks.h"
 
 namespace fastlstm {
@@ -34,9 +36,9 @@ void check_batch_sizes(const Tensor& batch_sizes, int64_t rows) {
   TORCH_CHECK(sum == rows, "batch_sizes must sum to the rows of the input, ", rows, ", got ", sum);
 }
 
-void check_index_tensor(const char* name, const Tensor& t, at::ScalarType dtype,
+void check_index_tensor(const char* name, const Tensor& t, at::Device device, at::ScalarType dtype,
                         at::IntArrayRef shape) {
-  TORCH_CHECK(t.device().is_cpu(), name, " must be on device cpu, got ", t.device());
+  TORCH_CHECK(t.device() == device, name, " must be on device ", device, ", got ", t.device());
   TORCH_CHECK(t.scalar_type() == dtype, name, " must have dtype ", dtype, ", got ",
               t.scalar_type());
   TORCH_CHECK(t.sizes() == shape, name, " must have shape ", shape, ", got ", t.sizes());
@@ -56,8 +58,8 @@ Sizes check_input(const LayerInput& input) {
               "weights must hold 1 or 2 directions, got ", input.weights.size());
   const Tensor& w_ih = input.weights[0].w_ih;
   const Tensor& w_hh = input.weights[0].w_hh;
-  check_device(input.x);
-  check_device(w_ih);
+  TORCH_CHECK(w_ih.device() == input.x.device(), "w_ih must be on device ", input.x.device(),
+              ", got ", w_ih.device());
   TORCH_CHECK(w_ih.is_floating_point(), "w_ih must be floating-point, got ", w_ih.scalar_type());
   TORCH_CHECK(w_ih.dim() == 2 && w_hh.dim() == 2, "w_ih and w_hh must be matrices, got ",
               w_ih.sizes(), " and ", w_hh.sizes());
@@ -74,7 +76,7 @@ Sizes check_input(const LayerInput& input) {
   s.P = w_hh.size(1);
   if (packed) {
     const Tensor& sizes = *input.batch_sizes;
-    check_index_tensor("batch_sizes", sizes, at::kLong, {sizes.numel()});
+    check_index_tensor("batch_sizes", sizes, at::kCPU, at::kLong, {sizes.numel()});
     TORCH_CHECK(!input.lengths && !input.reset,
                 "lengths and reset go with padded input, not with batch_sizes");
     s.rows = input.x.size(0);
@@ -89,13 +91,12 @@ Sizes check_input(const LayerInput& input) {
     s.lead = {s.T, s.N};
   }
   if (input.lengths) {
-    check_index_tensor("lengths", *input.lengths, at::kLong, {s.N});
+    check_index_tensor("lengths", *input.lengths, at::kCPU, at::kLong, {s.N});
     check_lengths(*input.lengths, s.T);
   }
-  if (input.reset) check_index_tensor("reset", *input.reset, at::kBool, {s.T, s.N});
+  if (input.reset)
+    check_index_tensor("reset", *input.reset, input.x.device(), at::kBool, {s.T, s.N});
   if (tokens) {
-    TORCH_CHECK(input.x.device() == w_ih.device(), "tokens must be on device ", w_ih.device(),
-                ", got ", input.x.device());
     if (input.embedding) {
       TORCH_CHECK(input.embedding->dim() == 2, "embedding must have shape [V, ", s.I, "], got ",
                   input.embedding->sizes());
@@ -134,7 +135,6 @@ LayerInput normalized(const LayerInput& input, const RowPlan& plan) {
   LayerInput n = input;
   if (has_tokens(input)) {
     n.x = input.x.to(at::kLong).contiguous();
-    check_tokens(n.x, input.embedding ? input.embedding->size(0) : input.weights[0].w_ih.size(1));
     if (n.embedding) n.embedding = with_adjacent_elements(*n.embedding);
   } else {
     n.x = with_adjacent_elements(input.x);
@@ -151,11 +151,11 @@ LayerInput normalized(const LayerInput& input, const RowPlan& plan) {
   return n;
 }
 
-RowPlan plan_rows(const LayerInput& input, const Sizes& s, const std::optional<Tensor>& reset) {
+RowPlan plan_rows(const LayerInput& input, const Sizes& s) {
   const int D = static_cast<int>(s.D);
   if (input.batch_sizes)
     return RowPlan::of_packed(s.T, D, input.batch_sizes->const_data_ptr<int64_t>());
-  const bool* cuts = reset ? reset->const_data_ptr<bool>() : nullptr;
+  const bool* cuts = input.reset ? input.reset->const_data_ptr<bool>() : nullptr;
   if (!input.lengths) return RowPlan::of_padded(s.T, s.N, D, cuts);
   return RowPlan::of_lengths(s.T, s.N, D, input.lengths->const_data_ptr<int64_t>(), cuts);
 }
@@ -164,10 +164,12 @@ std::optional<Tensor> contiguous(const std::optional<Tensor>& t) {
   return t ? std::optional<Tensor>(t->contiguous()) : std::nullopt;
 }
 
-// bfloat16 weights become float32 ones, which lose nothing when products round them again.
-LayerInput prepared(LayerInput input) {
+// Where the backend has no 16-bit tensors, bfloat16 weights become float32 ones, which lose nothing
+// when products round them again.
+LayerInput prepared(LayerInput input, const Backend& backend) {
   for (DirectionWeights& w : input.weights) {
-    input.bf16_products = input.bf16_products || w.w_ih.scalar_type() == at::kBFloat16;
+    input.bf16_products =
+        input.bf16_products || (!backend.native_half && w.w_ih.scalar_type() == at::kBFloat16);
   }
   if (input.bf16_products) {
     auto widened = [](const Tensor& t) {
@@ -192,80 +194,77 @@ LayerInput prepared(LayerInput input) {
   return input;
 }
 
-// The states after the last step: rows of the buffer -> [D, N, width].
-Tensor last_states(const Tensor& buffer, const RowPlan& plan, int64_t width) {
-  Tensor last = at::empty({plan.directions, plan.N, width}, buffer.options());
-  Tensor rows = at::empty({plan.N}, at::kLong);
-  for (int d = 0; d < plan.directions && plan.N > 0; ++d) {
-    const Tensor columns = buffer.narrow(1, d * width, width);
-    if (plan.complete) {
-      last.select(0, d).copy_(columns.narrow(0, plan.last_row(d, 0), plan.N));
-      continue;
-    }
-    for (int64_t n = 0; n < plan.N; ++n)
-      rows.data_ptr<int64_t>()[plan.batch_row[n]] = plan.last_row(d, n);
-    last.select(0, d).copy_(columns.index_select(0, rows));
-  }
-  return last;
-}
-
 }  // namespace
 
 LayerOutput layer_fwd(const LayerInput& given, Keep keep) {
-  const LayerInput input = prepared(given);
+  const Backend& backend = backend_of(given.x);
+  const c10::DeviceGuard guard(given.x.device());
+  const LayerInput input = prepared(given, backend);
   const CellTraits& cell = kCellTraits[input.cell];
   const Sizes s = check_input(input);
-  const RowPlan plan = plan_rows(input, s, input.reset);
+  RowPlan plan = plan_rows(input, s);
   const bool projected = input.weights[0].w_hr.has_value();
   const auto options = input.weights[0].w_ih.options();
   // Rows that no step writes.
   const bool padding = plan.rows() < s.rows;
-  auto buffer = [&](int64_t width) {
+  auto buffer = [&](int64_t width, at::TensorOptions like) {
     const std::vector<int64_t> shape{plan.buffer_rows(), s.D * width};
-    Tensor t = padding ? at::zeros(shape, options) : at::empty(shape, options);
+    Tensor t = padding ? at::zeros(shape, like) : at::empty(shape, like);
     if (!padding) t.select(0, plan.zero_row()).zero_();
     return t;
   };
+  const bool keep_c = cell.has_c && keep != Keep::kNothing;
+  const auto state = options.dtype(state_type(input.weights[0].w_ih.scalar_type()));
   LayerOutput out;
-  out.h = buffer(s.P);
-  out.c = !cell.has_c              ? at::empty({0}, options)
-          : keep == Keep::kNothing ? at::empty({s.D, s.N, s.H}, options)
-                                   : buffer(s.H);
+  out.h = buffer(s.P, options);
+  out.c = keep_c ? buffer(s.H, state) : at::empty({0}, state);
   out.reserve = keep == Keep::kAll
                     ? at::empty({s.D, s.rows, (cell.reserve + projected) * s.H}, options)
                     : at::empty({0}, options);
+  auto initialize = [](const Tensor& to, const std::optional<Tensor>& from) {
+    from ? to.copy_(*from) : to.zero_();
+  };
   for (int d = 0; d < s.D; ++d) {
-    auto initialize = [&](const Tensor& to, const std::optional<Tensor>& from) {
-      from ? to.copy_(from->select(0, d)) : to.zero_();
-    };
     auto slot = [&](const Tensor& states, int64_t width) {
       return states.narrow(0, plan.initial_row(d), s.N).narrow(1, d * width, width);
     };
-    initialize(slot(out.h, s.P), input.h0);
-    if (cell.has_c)
-      initialize(keep == Keep::kNothing ? out.c.select(0, d) : slot(out.c, s.H), input.c0);
+    auto part = [&](const std::optional<Tensor>& t) {
+      return t ? std::optional<Tensor>(t->select(0, d)) : std::nullopt;
+    };
+    initialize(slot(out.h, s.P), part(input.h0));
+    if (keep_c) initialize(slot(out.c, s.H), part(input.c0));
   }
-  if (plan.rows() > 0) cpu::layer_fwd(normalized(input, plan), plan, keep, out);
-  out.h_n = last_states(out.h, plan, s.P);
-  out.c_n = cell.has_c && keep != Keep::kNothing ? last_states(out.c, plan, s.H) : out.c;
+  // Without a step, the last states are the first.
+  out.h_n = at::empty({s.D, s.N, s.P}, options);
+  out.c_n = cell.has_c ? at::empty({s.D, s.N, s.H}, options) : at::empty({0}, options);
+  if (plan.rows() > 0) {
+    backend.layer_fwd(normalized(input, plan), plan, keep, out);
+  } else {
+    initialize(out.h_n, input.h0);
+    if (cell.has_c) initialize(out.c_n, input.c0);
+  }
   return out;
 }
 
 LayerGrads layer_bwd(const LayerInput& given, const LayerOutput& kept,
                      const LayerOutputGrads& grads, LayerNeeds needs) {
-  const LayerInput input = prepared(given);
+  const Backend& backend = backend_of(given.x);
+  const c10::DeviceGuard guard(given.x.device());
+  const LayerInput input = prepared(given, backend);
   const CellTraits& cell = kCellTraits[input.cell];
   const Sizes s = check_input(input);
-  const RowPlan plan = plan_rows(input, s, input.reset);
+  RowPlan plan = plan_rows(input, s);
   const bool projected = input.weights[0].w_hr.has_value();
   const Tensor& like = input.weights[0].w_ih;
   check_like("h", kept.h, like, {plan.buffer_rows(), s.D * s.P});
-  if (cell.has_c) check_like("c", kept.c, like, {plan.buffer_rows(), s.D * s.H});
+  if (cell.has_c)
+    check_like("c", kept.c, state_type(like.scalar_type()), like, {plan.buffer_rows(), s.D * s.H});
   check_like("reserve", kept.reserve, like, {s.D, s.rows, (cell.reserve + projected) * s.H});
   TORCH_CHECK(cell.has_c || (!grads.c && !grads.c_n), "grad_c and grad_c_n go with the LSTM, got ",
               "them with ", cell.mode);
   check_like("grad_y", grads.y, like, s.with_width(s.D * s.P));
-  check_like("grad_c", grads.c, like, s.with_width(s.D * s.H));
+  if (grads.c)
+    check_like("grad_c", *grads.c, state_type(like.scalar_type()), like, s.with_width(s.D * s.H));
   check_like("grad_h_n", grads.h_n, like, {s.D, s.N, s.P});
   check_like("grad_c_n", grads.c_n, like, {s.D, s.N, s.H});
 
@@ -305,7 +304,7 @@ LayerGrads layer_bwd(const LayerInput& given, const LayerOutput& kept,
     if (normal.y) normal.y = with_adjacent_elements(*normal.y);
     if (normal.c) normal.c = with_adjacent_elements(*normal.c);
     normal.h_n = contiguous(normal.h_n);
-    cpu::layer_bwd(normalized(input, plan), plan, kept, normal, needs, out);
+    backend.layer_bwd(normalized(input, plan), plan, kept, normal, needs, out);
   }
   if (input.bf16_products) {
     auto narrow = [](std::optional<Tensor>& t) {

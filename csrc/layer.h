@@ -1,6 +1,6 @@
 // One recurrent layer, one or two directions, forward and backward: check -> big matrix product ->
-// recurrence -> big matrix products. Device-agnostic here; the work is in cpu/layer_fwd.cpp and
-// cpu/layer_bwd.cpp.
+// recurrence -> big matrix products. Device-agnostic here; the work is that of a backend
+// (backend.h): cpu/layer_fwd.cpp and cpu/layer_bwd.cpp, cuda/layer_fwd.cpp and cuda/layer_bwd.cpp.
 //
 // T, N, I, H: time, batch, input size, hidden size. P: width of h, H unless it is projected. G:
 // gates of the cell. D: directions (2: the second runs from T - 1 to 0). V: rows of a table.
@@ -26,10 +26,11 @@ struct DirectionWeights {
   std::optional<Tensor> w_hr;  // [P, H], LSTM only: h is projected
 };
 
-// What the layer reads. With bfloat16 weights everything else is float32: sums and states are, and
-// only the operands of products are rounded, where the processor has an instruction for it. Exactly
-// one kind of input: x, or tokens (one-hot), or tokens and embedding. "rows" stands for T, N, or
-// with batch_sizes for one dimension, all rows of a packed sequence.
+// What the layer reads, all of one dtype. On the CPU, with bfloat16 weights everything else is
+// float32: sums and states are, and only the operands of products are rounded, where the processor
+// has an instruction for it. Exactly one kind of input: x, or tokens (one-hot), or tokens and
+// embedding. "rows" stands for T, N, or with batch_sizes for one dimension, all rows of a packed
+// sequence. batch_sizes and lengths are on the CPU, all else on one device.
 struct LayerInput {
   CellKind cell;
   Tensor x;                               // [rows, I] of any strides; or int64 tokens [rows]
@@ -48,7 +49,8 @@ enum class Keep { kNothing = 0, kCellStates = 1, kAll = 2 };
 
 struct LayerOutput {
   Tensor h;  // [D * N + rows + 1, D * P]: N rows h0, y, N rows h0 of the reverse direction, zeros
-  Tensor c;  // likewise [.., D * H]; with Keep::kNothing [D, N, H], c_n; empty but for the LSTM
+  Tensor c;  // likewise [.., D * H], float32 if h is of 16 bits; empty with Keep::kNothing and but
+             // for the LSTM
   Tensor reserve;  // [D, rows, R * H] with Keep::kAll, else empty; see cells/; R one more with w_hr
   Tensor h_n;      // [D, N, P]
   Tensor c_n;      // [D, N, H], empty but for the LSTM
@@ -78,13 +80,5 @@ struct LayerGrads {
 
 LayerGrads layer_bwd(const LayerInput& input, const LayerOutput& kept,
                      const LayerOutputGrads& grads, LayerNeeds needs);
-
-// The CPU's part of the two functions above: arguments checked, outputs allocated and, where no
-// step writes them, zero.
-namespace cpu {
-void layer_fwd(const LayerInput& input, const RowPlan& plan, Keep keep, LayerOutput& output);
-void layer_bwd(const LayerInput& input, const RowPlan& plan, const LayerOutput& kept,
-               const LayerOutputGrads& grads, LayerNeeds needs, LayerGrads& result);
-}  // namespace cpu
 
 }  // namespace fastlstm

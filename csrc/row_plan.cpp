@@ -21,7 +21,6 @@ RowPlan RowPlan::of_padded(int64_t T, int64_t N, int directions, const bool* res
   std::iota(p.batch_row.begin(), p.batch_row.end(), 0);
   p.length.assign(N, T);
   for (int64_t t = 0; t <= T; ++t) p.step_begin.push_back(t * N);
-  p.fill_rows();
   return p;
 }
 
@@ -49,7 +48,6 @@ RowPlan RowPlan::of_lengths(int64_t T, int64_t N, int directions, const int64_t*
     while (count > 0 && p.length[count - 1] <= t) --count;
     p.step_begin.push_back(p.step_begin.back() + count);
   }
-  p.fill_rows();
   return p;
 }
 
@@ -70,11 +68,10 @@ RowPlan RowPlan::of_packed(int64_t T, int directions, const int64_t* batch_sizes
     for (int64_t n = 0; n < batch_sizes[t]; ++n) p.length[n] = t + 1;
   }
   p.input_rows = p.rows();
-  p.fill_rows();
   return p;
 }
 
-void RowPlan::fill_rows() {
+void RowPlan::fill_tables() {
   row.resize(rows());
   for (int64_t t = 0; t < T; ++t) {
     for (int64_t k = step_begin[t]; k < step_begin[t + 1]; ++k)

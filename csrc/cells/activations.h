@@ -13,6 +13,7 @@
 namespace fastlstm {
 FASTLSTM_ISA_LOCAL_BEGIN
 
+// The coefficients are a function, as device code has no static arrays.
 template <class S>
 struct ExpConstants;
 
@@ -24,9 +25,11 @@ struct ExpConstants<float> {
   static constexpr float kMaxExponent = 87.0f;  // keeps 2^n and 1 + 2^n normal
   static constexpr float kTanhSaturates = 20.0f;
   static constexpr int kDegree = 5;  // relative error of expm1(r): 2^-30.8
-  static constexpr float kQ[kDegree + 1] = {0.500000001354f,   0.166666666817f,
-                                            0.0416664641974f,  0.00833331084465f,
-                                            0.00139337307158f, 0.00019891080464f};
+  static FASTLSTM_INLINE float q(int i) {
+    constexpr float kQ[kDegree + 1] = {0.500000001354f,   0.166666666817f,   0.0416664641974f,
+                                       0.00833331084465f, 0.00139337307158f, 0.00019891080464f};
+    return kQ[i];
+  }
 };
 
 template <>
@@ -37,17 +40,20 @@ struct ExpConstants<double> {
   static constexpr double kMaxExponent = 708.0;
   static constexpr double kTanhSaturates = 44.0;
   static constexpr int kDegree = 10;  // relative error of expm1(r): 2^-60.7
-  static constexpr double kQ[kDegree + 1] = {0.5,
-                                             0.1666666666666667103,
-                                             0.041666666666666669783,
-                                             0.0083333333333260831202,
-                                             0.0013888888888883711167,
-                                             0.00019841269875002278793,
-                                             0.0000248015873256774619,
-                                             2.7557255170000887438e-6,
-                                             2.7557273478718580474e-7,
-                                             2.5105312729622101787e-8,
-                                             2.09147553258932022e-9};
+  static FASTLSTM_INLINE double q(int i) {
+    constexpr double kQ[kDegree + 1] = {0.5,
+                                        0.1666666666666667103,
+                                        0.041666666666666669783,
+                                        0.0083333333333260831202,
+                                        0.0013888888888883711167,
+                                        0.00019841269875002278793,
+                                        0.0000248015873256774619,
+                                        2.7557255170000887438e-6,
+                                        2.7557273478718580474e-7,
+                                        2.5105312729622101787e-8,
+                                        2.09147553258932022e-9};
+    return kQ[i];
+  }
 };
 
 // e^t = scale * (1 + r + r^2 q), r = r_hi + r_lo. |t| must not exceed kMaxExponent.
@@ -66,9 +72,9 @@ FASTLSTM_INLINE ExpParts<V> exp_parts(V t) {
   const V r_hi = fma(n, V::broadcast(-C::kLn2Hi), t);
   const V r_lo = n * V::broadcast(-C::kLn2Lo);
   const V r = r_hi + r_lo;
-  V q = V::broadcast(C::kQ[C::kDegree]);
-#pragma GCC unroll 16
-  for (int i = C::kDegree - 1; i >= 0; --i) q = fma(q, r, V::broadcast(C::kQ[i]));
+  V q = V::broadcast(C::q(C::kDegree));
+  FASTLSTM_UNROLL
+  for (int i = C::kDegree - 1; i >= 0; --i) q = fma(q, r, V::broadcast(C::q(i)));
   return {pow2(n), r_hi, r_lo, r, q};
 }
 

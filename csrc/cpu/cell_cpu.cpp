@@ -4,7 +4,7 @@
 
 #include <algorithm>
 
-#include "../cell.h"
+#include "backend_cpu.h"
 #include "host.h"
 
 namespace fastlstm {
@@ -35,7 +35,7 @@ void fwd(const CellInput& in, CellOutput& out) {
 
 template <class S>
 void bwd(const CellInput& in, const CellOutput& kept, const std::optional<Tensor>& grad_h,
-         const Tensor& carry, CellNeeds needs, CellGrads& out) {
+         Tensor& carry, CellNeeds needs, CellGrads& out) {
   const CellTraits& cell = kCellTraits[in.cell];
   const Kernels<S>& k = kernels<S>();
   const int64_t N = in.x.size(0), I = in.x.size(1), H = in.h.size(1);
@@ -108,7 +108,7 @@ void cell_fwd(const CellInput& input, CellOutput& output) {
 }
 
 void cell_bwd(const CellInput& input, const CellOutput& kept, const std::optional<Tensor>& grad_h,
-              const Tensor& carry, CellNeeds needs, CellGrads& result) {
+              Tensor& carry, CellNeeds needs, CellGrads& result) {
   AT_DISPATCH_FLOATING_TYPES(input.w_ih.scalar_type(), "cell_bwd",
                              [&] { bwd<scalar_t>(input, kept, grad_h, carry, needs, result); });
 }

@@ -4,6 +4,7 @@
 #include <ATen/Dispatch.h>
 #include <ATen/ops/zeros.h>
 
+#include "backend_cpu.h"
 #include "layer_base.h"
 
 namespace fastlstm {
@@ -392,8 +393,9 @@ class LayerBwd : LayerBase<S> {
 
 }  // namespace
 
-void layer_bwd(const LayerInput& input, const RowPlan& plan, const LayerOutput& kept,
+void layer_bwd(const LayerInput& input, RowPlan& plan, const LayerOutput& kept,
                const LayerOutputGrads& grads, LayerNeeds needs, LayerGrads& result) {
+  prepare(input, plan);
   AT_DISPATCH_FLOATING_TYPES(input.weights[0].w_ih.scalar_type(), "layer_bwd", [&] {
     LayerBwd<scalar_t>(input, plan, kept, grads, needs, result)();
   });

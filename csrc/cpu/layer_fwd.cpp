@@ -4,6 +4,7 @@
 #include <ATen/Dispatch.h>
 #include <ATen/ops/zeros.h>
 
+#include "backend_cpu.h"
 #include "layer_base.h"
 
 namespace fastlstm {
@@ -26,6 +27,7 @@ class LayerFwd : LayerBase<S> {
         keep_c_(keep != Keep::kNothing) {}
 
   void operator()() {
+    if (cell_.has_c && !keep_c_) input_.c0 ? out_.c_n.copy_(*input_.c0) : out_.c_n.zero_();
     this->make_input_rows();
     for (int d = 0; d < D_; ++d) pack(d);
     const int64_t* tokens = tokens_ ? this->compact_tokens() : nullptr;
@@ -58,7 +60,9 @@ class LayerFwd : LayerBase<S> {
         f.bias_packed = data<S>(bias_[d]);
         f.prev_row = plan_.prev_row[d].data();
         f.h = out_.h.template data_ptr<S>() + d * P_;
-        f.c = !cell_.has_c ? nullptr : out_.c.template data_ptr<S>() + d * (keep_c_ ? H_ : N_ * H_);
+        f.c = !cell_.has_c ? nullptr
+              : keep_c_    ? out_.c.template data_ptr<S>() + d * H_
+                           : out_.c_n.template data_ptr<S>() + d * N_ * H_;
         f.reserve = keep_reserve_ ? reserve(d, step_begin(f.t_begin)) : nullptr;
         f.tokens = tokens;
         project_input(d, chunk, f, p);
@@ -69,6 +73,8 @@ class LayerFwd : LayerBase<S> {
         for (int d = 0; d < D_; ++d) run_projected(p, d);
       }
     }
+    last_states(out_.h, P_, out_.h_n);
+    if (cell_.has_c && keep_c_) last_states(out_.c, H_, out_.c_n);
   }
 
  private:
@@ -128,6 +134,21 @@ class LayerFwd : LayerBase<S> {
     f.igates = igates;
   }
 
+  // The states after the last step: rows of the buffer -> [D, N, width].
+  void last_states(const Tensor& buffer, int64_t width, Tensor& last) const {
+    Tensor rows = at::empty({N_}, at::kLong);
+    for (int d = 0; d < D_; ++d) {
+      const Tensor columns = buffer.narrow(1, d * width, width);
+      if (plan_.complete) {
+        last.select(0, d).copy_(columns.narrow(0, plan_.last_row(d, 0), N_));
+        continue;
+      }
+      for (int64_t n = 0; n < N_; ++n)
+        rows.data_ptr<int64_t>()[plan_.batch_row[n]] = plan_.last_row(d, n);
+      last.select(0, d).copy_(columns.index_select(0, rows));
+    }
+  }
+
   // h = W_hr (o tanh(c)), Sak et al. 2014, needs all units of a step before the next one begins.
   void run_projected(const RecurrenceFwd<S>& chunk, int d) const {
     RecurrenceFwd<S> p = chunk;
@@ -159,7 +180,8 @@ class LayerFwd : LayerBase<S> {
 
 }  // namespace
 
-void layer_fwd(const LayerInput& input, const RowPlan& plan, Keep keep, LayerOutput& output) {
+void layer_fwd(const LayerInput& input, RowPlan& plan, Keep keep, LayerOutput& output) {
+  prepare(input, plan);
   AT_DISPATCH_FLOATING_TYPES(input.weights[0].w_ih.scalar_type(), "layer_fwd",
                              [&] { LayerFwd<scalar_t>(input, plan, keep, output)(); });
 }
