@@ -12,6 +12,7 @@ from torch import Tensor
 
 from fastlstm import reference
 from fastlstm._extension import _C
+from fastlstm.precision import HALF_TYPES, kernel_types
 
 # How much forward keeps, as in csrc/layer.h.
 KEEP_NOTHING, KEEP_CELL_STATES, KEEP_ALL = 0, 1, 2
@@ -109,8 +110,8 @@ class Layer(Call):
         return [grad if needed else None for grad, needed in zip(found, needs, strict=True)]
 
     def reference(self, tensors):
-        x, embedding, h0, c0, batch_sizes, lengths, reset, *weights = tensors
-        weights = [_widened(w) for w in weights]
+        h_type, _ = kernel_types(tensors[self.num_states])
+        x, embedding, h0, c0, batch_sizes, lengths, reset, *weights = map(_widened, tensors)
         y, c, h_n, c_n = reference.layer(
             self.mode,
             x,
@@ -122,7 +123,8 @@ class Layer(Call):
             lengths=lengths,
             reset=reset,
         )
-        return y, c if self.needs_c else None, h_n, c_n
+        c_n = None if c_n is None else c_n.to(h_type)
+        return y.to(h_type), c if self.needs_c else None, h_n.to(h_type), c_n
 
     def input_row_dims(self, tensors):
         if tensors[4] is not None:
@@ -153,13 +155,15 @@ class Cell(Call):
         return [grad if needed else None for grad, needed in zip(found, needs, strict=True)]
 
     def reference(self, tensors):
-        x, h, c, *weights = tensors
+        h_type, _ = kernel_types(tensors[3])
+        x, h, c, *weights = map(_widened, tensors)
         if self.mode == "LSTM":
-            return reference.lstm_cell(x, (h, c), *weights)
+            h, c = reference.lstm_cell(x, (h, c), *weights)
+            return h.to(h_type), c.to(h_type)
         if self.mode == "GRU":
-            return reference.gru_cell(x, h, *weights), None
+            return reference.gru_cell(x, h, *weights).to(h_type), None
         nonlinearity = self.mode.removeprefix("RNN_").lower()
-        return reference.rnn_cell(x, h, *weights, nonlinearity), None
+        return reference.rnn_cell(x, h, *weights, nonlinearity).to(h_type), None
 
     def input_row_dims(self, tensors):
         return [0, 0, 0] + [None] * 4
@@ -171,9 +175,9 @@ LAYERS = {(mode, c): Layer(mode, c) for mode in _MODES for c in (False, True)}
 CELLS = {mode: Cell(mode) for mode in _MODES}
 
 
-def _widened(weight: Tensor | None) -> Tensor | None:
-    """What the kernels compute with: bfloat16 weights go with float32 for everything else."""
-    return weight.float() if weight is not None and weight.dtype == torch.bfloat16 else weight
+def _widened(t: Tensor | None) -> Tensor | None:
+    """What the kernels compute with: of 16-bit tensors, sums and states are float32."""
+    return t.float() if t is not None and t.dtype in HALF_TYPES else t
 
 
 def every_step(buffer: Tensor, rows: torch.Size, directions: int) -> Tensor:

@@ -30,9 +30,9 @@ def _is_everyday(input: Tensor) -> bool:
     )
 
 
-def _are_on_cpu(*tensors: Tensor | None) -> bool:
+def _are_real(*tensors: Tensor | None) -> bool:
     """Whether a kernel will look at the arguments: with a meta tensor among them, none does."""
-    return all(t is None or t.is_cpu for t in tensors)
+    return all(t is None or not t.is_meta for t in tensors)
 
 
 class _Cell(nn.RNNCellBase):
@@ -58,7 +58,7 @@ class _Cell(nn.RNNCellBase):
                 weights = self._weights()
                 if not _is_grad_enabled():
                     return _C.cell_fwd(mode, input, hx, None, *weights, False)[0]
-                if _are_on_cpu(hx, *weights):
+                if _are_real(hx, *weights):
                     return autograd.cell(mode, input, hx, None, *weights)[0]
             except REFUSED:
                 pass
@@ -148,7 +148,7 @@ class LSTMCell(_Cell):
                 if not _is_grad_enabled():
                     h, c, _ = _C.cell_fwd("LSTM", input, h, c, *weights, False)
                     return h, c
-                if _are_on_cpu(h, c, *weights):
+                if _are_real(h, c, *weights):
                     return autograd.cell("LSTM", input, h, c, *weights)
             except REFUSED:
                 pass

@@ -38,9 +38,10 @@ def lstm(
     The cell is that of Hochreiter & Schmidhuber (1997) with the forget gate of Gers, Schmidhuber &
     Cummins (2000), gates in the order i, f, g, o, as in :class:`torch.nn.LSTM`; w_hr is the
     projection of Sak, Senior & Beaufays (2014). float32 and float64 are computed in their own
-    precision; float16, bfloat16 and the dtype of autocast are computed, and the state kept, in
-    float32. Results do not depend on the number of threads or on the other rows of the batch, to
-    the last bit.
+    precision; of float16, bfloat16 and the dtype of autocast, sums and the state that goes from
+    step to step are float32. On the CPU, results do not depend on the number of threads or on the
+    other rows of the batch, to the last bit. On CUDA, float32 products may be rounded to TF32 as
+    those of torch.nn are, by ``torch.backends.cudnn.allow_tf32``.
 
     Args:
         input: ``[T, N, I]``, ``[N, T, I]`` if ``batch_first``, ``[T, I]`` without a batch, or

@@ -24,6 +24,7 @@ from fastlstm._kernels import (
     spread,
 )
 from fastlstm.derivatives import are_kernels_enough, differentiable_pull_back
+from fastlstm.precision import kernel_types
 
 _LAYER_INPUTS = (
     "str mode, Tensor x, Tensor? embedding, Tensor? h0, Tensor? c0, Tensor[] weights,"
@@ -123,8 +124,6 @@ def _layer(mode, x, embedding, h0, c0, weights, has_weight, batch_sizes, lengths
     )
     if mode != "LSTM":
         c, c_n = h.new_empty(0), h.new_empty(0)
-    elif keep == KEEP_NOTHING:
-        c = h.new_empty(0)  # the kernel returns c_n a second time
     _zero_unused(h, c, reserve, h_n.size(1), len(has_weight) // 5, lengths)
     return h, c, reserve, h_n, c_n
 
@@ -150,17 +149,16 @@ def _layer_fake(mode, x, embedding, h0, c0, weights, has_weight, batch_sizes, le
     else:
         N, rows = _packed_batch(batch_sizes, h0), x.size(0)
     has_c = mode == "LSTM"
-    # With bfloat16 weights all else is float32.
-    like = w_ih.new_empty(0, dtype=torch.float32) if w_ih.dtype == torch.bfloat16 else w_ih
-    h = like.new_empty(directions * N + rows + 1, directions * P)
-    c = like.new_empty(0)
+    h_type, c_type = kernel_types(w_ih)
+    h = w_ih.new_empty(directions * N + rows + 1, directions * P, dtype=h_type)
+    c = h.new_empty(0, dtype=c_type if has_c else h_type)
     if has_c and keep != KEEP_NOTHING:
-        c = like.new_empty(h.size(0), directions * H)
-    reserve = like.new_empty(0)
+        c = c.new_empty(h.size(0), directions * H)
+    reserve = h.new_empty(0)
     if keep == KEEP_ALL:
-        reserve = like.new_empty(directions, rows, (_RESERVE[mode] + has_weight[4]) * H)
-    h_n = like.new_empty(directions, N, P)
-    c_n = like.new_empty(directions, N, H) if has_c else like.new_empty(0)
+        reserve = h.new_empty(directions, rows, (_RESERVE[mode] + has_weight[4]) * H)
+    h_n = h.new_empty(directions, N, P)
+    c_n = h.new_empty(directions, N, H) if has_c else h.new_empty(0)
     return h, c, reserve, h_n, c_n
 
 

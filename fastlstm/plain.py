@@ -22,7 +22,7 @@ def is_plain(input: Tensor) -> bool:
     return (
         not _is_compiling()
         and type(input) is Tensor
-        and input.is_cpu
+        and (input.is_cpu or input.is_cuda)
         and not _is_transforming()
         and not _num_dispatch_modes()
         and forward_ad._current_level < 0

@@ -1,8 +1,11 @@
 """Which dtype a call computes in, and the casts into it and out of it.
 
-The kernels take float32 and float64. float16, bfloat16 and whatever autocast asks for is computed in
-float32 and rounded once, at the end. Weights may stay bfloat16: then the kernels of a layer multiply
-bfloat16 operands, where the processor can, and still sum in float32.
+On CUDA the kernels take every dtype as it is; of 16-bit tensors, sums and the state that goes from
+step to step are float32.
+
+On the CPU they take float32 and float64. float16, bfloat16 and whatever autocast asks for is computed
+in float32 and rounded once, at the end. Weights may stay bfloat16: then the kernels of a layer
+multiply bfloat16 operands, where the processor can, and still sum in float32.
 """
 
 from typing import NamedTuple
@@ -10,7 +13,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-_HALF_TYPES = (torch.float16, torch.bfloat16)
+HALF_TYPES = (torch.float16, torch.bfloat16)
+# Types of devices whose kernels take 16-bit tensors.
+NATIVE_HALF = {"cuda"}
 
 
 class Precision(NamedTuple):
@@ -49,7 +54,7 @@ class Precision(NamedTuple):
 
     def leave(self, t: Tensor) -> Tensor:
         """Cast a result to the dtype of results."""
-        return t if self.compute is None else t.to(self.result)
+        return t if t.dtype == self.result else t.to(self.result)
 
 
 def precision_of(weight: Tensor) -> Precision:
@@ -59,10 +64,24 @@ def precision_of(weight: Tensor) -> Precision:
     LSTM and GRU cells return float32 on the CPU, which here would only hide the rounding of the
     operands. As in torch.nn, float64 is not affected.
     """
-    dtype = weight.dtype
+    dtype, device_type = weight.dtype, weight.device.type
     # The cheap question first: a call of a small layer takes only a few times as long as the other.
-    if torch._C._is_any_autocast_enabled() and dtype != torch.float64:
-        device_type = weight.device.type
-        if device_type in ("cpu", "cuda") and torch.is_autocast_enabled(device_type):
-            return Precision(dtype, torch.get_autocast_dtype(device_type), torch.float32, True)
-    return Precision(dtype, dtype, torch.float32 if dtype in _HALF_TYPES else None, False)
+    if (
+        torch._C._is_any_autocast_enabled()
+        and dtype != torch.float64
+        and device_type in ("cpu", "cuda")
+        and torch.is_autocast_enabled(device_type)
+    ):
+        result = torch.get_autocast_dtype(device_type)
+        compute = result if device_type in NATIVE_HALF else torch.float32
+        return Precision(dtype, result, compute, True)
+    is_cast = dtype in HALF_TYPES and device_type not in NATIVE_HALF
+    return Precision(dtype, dtype, torch.float32 if is_cast else None, False)
+
+
+def kernel_types(weight: Tensor) -> tuple[torch.dtype, torch.dtype]:
+    """Return the dtypes in which the kernels keep h and c, for weights of the dtype of ``weight``."""
+    if weight.dtype not in HALF_TYPES:
+        return weight.dtype, weight.dtype
+    is_native = weight.device.type in NATIVE_HALF
+    return weight.dtype if is_native else torch.float32, torch.float32

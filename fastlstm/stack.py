@@ -74,8 +74,8 @@ def run_stack(
         raise ValueError(
             f"weights must hold {directions} entries a layer, got {len(weights)} entries"
         )
-    if input.is_cpu:
-        _check_weights_on_cpu(weights)
+    if not input.is_meta:
+        _check_weights_are_real(weights, input.device)
     w_ih = weights[0][0]
     precision = precision_of(w_ih)
     is_tokens = _check_input(input, embedding, w_ih, precision)
@@ -154,12 +154,12 @@ def _five_weights(mode: str, entry: Sequence[Tensor | None]) -> tuple[Tensor | N
     raise ValueError(f"each entry of weights must hold {expected} tensors, got {len(entry)}")
 
 
-def _check_weights_on_cpu(weights: Weights) -> None:
+def _check_weights_are_real(weights: Weights, device: torch.device) -> None:
     # With a meta tensor among its arguments an operator computes shapes, and no kernel looks.
     for entry in weights:
         for name, t in zip(_WEIGHT_NAMES, entry, strict=True):
-            if t is not None and not t.is_cpu:
-                raise RuntimeError(f"{name} must be on device cpu, got {t.device}")
+            if t is not None and t.is_meta:
+                raise RuntimeError(f"{name} must be on device {device}, got {t.device}")
 
 
 def _check_input(

@@ -356,6 +356,8 @@ def assert_parity(
     outputs: Iterable[str] = OUTPUTS,
     change: Callable[[Values], Values] | None = None,
     baseline: Solver | None = None,
+    solver: Solver | None = None,
+    elements: int = 10_000,
 ) -> None:
     """Hold every output and every gradient of ``case`` to the error rule.
 
@@ -367,8 +369,11 @@ def assert_parity(
         change: applied to the values before all solvers (to make them special).
         baseline: who sets the error allowed. Default: torch.nn, or the reference loop in the dtype
             under test for what torch.nn does not have.
+        solver: who is judged. Default: fastlstm.functional.
+        elements: of the output, in all problems together.
     """
-    repeats = max(2, min(48, 10_000 // max(1, case.T * case.N * case.H)))
+    judged = solver or ours
+    repeats = max(2, min(48, elements // max(1, case.T * case.N * case.H)))
     problems, mine, base = [], [], []
     for seed in range(repeats):
         values = case.problem(dtype, seed)
@@ -376,18 +381,30 @@ def assert_parity(
         cotangents = {n: g for n, g in case.cotangents(dtype, seed).items() if n in outputs} or None
         # One of them on two threads; that their number changes nothing has a test of its own.
         torch.set_num_threads(2 if seed == 0 else 1)
-        mine.append(solve(ours, case, values, cotangents))
+        mine.append(solve(judged, case, values, cotangents))
         torch.set_num_threads(1)
         contiguous = {n: v.clone(memory_format=torch.contiguous_format) for n, v in values.items()}
-        solver = baseline or (plain if "reset" in values else theirs)
-        base.append(solve(solver, case, contiguous, cotangents))
+        yardstick = baseline or (plain if "reset" in values else theirs)
+        base.append(solve(yardstick, case, contiguous, cotangents))
         problems.append((contiguous, cotangents))
-    true = oracles(case, problems)
-    for name in mine[0]:
-        found, expected = (
-            torch.stack([each[name] for each in results]) for results in (mine, base)
-        )
-        assert_error_within(name, found, expected, true[name])
+    true, found, expected = oracles(case, problems), stacked(mine), stacked(base)
+    smooth = torch.ones(repeats, dtype=torch.bool)
+    if case.mode == "RNN_RELU" and torch.finfo(dtype).bits == 16:
+        smooth = have_same_signs(found["output"], expected["output"], true["output"])
+        assert smooth.sum() > repeats // 3, "too few problems without a relu that flips"
+    for name in found:
+        some = smooth if name.startswith("grad ") else slice(None)
+        assert_error_within(name, found[name][some], expected[name][some], true[name][some])
+
+
+def have_same_signs(*outputs: Tensor) -> Tensor:
+    """For each problem, whether all agree on which units of a relu are on.
+
+    Where rounding decides, the gradient jumps by its whole size: a matter of luck, in 16 bits once
+    in a few hundred units to ten thousand. Layers below the last are not seen here.
+    """
+    on = torch.stack([output.double() > 0 for output in outputs])
+    return (on == on[0]).flatten(2).all(2).all(0)
 
 
 def assert_same(a: Values, b: Values) -> None:

@@ -1,0 +1,386 @@
+// The CUDA half of device.cuh, which includes it: CUDA C++ and inline PTX. Instructions that an
+// architecture does not have end the launch when they are called; host code does not choose
+// kernels that need them there.
+#pragma once
+
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+#include <cuda_runtime.h>
+
+#include <stdexcept>
+#include <string>
+
+#define FASTLSTM_KERNEL __global__
+#define FASTLSTM_DEVICE __device__ __forceinline__
+#define FASTLSTM_HOST_DEVICE __host__ __device__ __forceinline__
+// Goes between the return type and the name of a kernel: threads a block, blocks a multiprocessor.
+#define FASTLSTM_LAUNCH_BOUNDS(...) __launch_bounds__(__VA_ARGS__)
+
+namespace fastlstm {
+namespace device {
+
+// ---- launch ----
+
+inline void check_launch(cudaError_t error, const void* kernel, dim3 grid, dim3 block,
+                         size_t shared_bytes) {
+  if (error == cudaSuccess) return;
+  cudaGetLastError();  // or the next call that asks would be given this error
+  const char* name = nullptr;
+  if (cudaFuncGetName(&name, kernel) != cudaSuccess) cudaGetLastError();
+  const auto text = [](dim3 d) {
+    return std::to_string(d.x) + "x" + std::to_string(d.y) + "x" + std::to_string(d.z);
+  };
+  throw std::runtime_error(std::string("launch of ") + (name ? name : "a kernel") + ": " +
+                           cudaGetErrorName(error) + ": " + cudaGetErrorString(error) + " (grid " +
+                           text(grid) + ", block " + text(block) + ", " +
+                           std::to_string(shared_bytes) + " bytes of shared memory)");
+}
+
+struct LaunchKind {
+  bool cooperative;
+  int cluster_size;
+};
+
+template <class P>
+void launch_as(LaunchKind kind, void (*kernel)(P), dim3 grid, dim3 block, size_t shared_bytes,
+               cudaStream_t stream, const P& params) {
+  static_assert(sizeof(P) <= 4096, "parameters of a kernel");
+  if (grid.x == 0 || grid.y == 0 || grid.z == 0) return;
+  const void* function = reinterpret_cast<const void*>(kernel);
+  const auto check = [&](cudaError_t error) {
+    check_launch(error, function, grid, block, shared_bytes);
+  };
+  if (shared_bytes > 48 * 1024) {
+    check(cudaFuncSetAttribute(function, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                               static_cast<int>(shared_bytes)));
+  }
+  if (kind.cluster_size > 8) {
+    check(cudaFuncSetAttribute(function, cudaFuncAttributeNonPortableClusterSizeAllowed, 1));
+  }
+  cudaLaunchAttribute attributes[2];
+  unsigned count = 0;
+  if (kind.cooperative) {
+    attributes[count].id = cudaLaunchAttributeCooperative;
+    attributes[count++].val.cooperative = 1;
+  }
+  if (kind.cluster_size > 1) {
+    attributes[count].id = cudaLaunchAttributeClusterDimension;
+    attributes[count].val.clusterDim.x = static_cast<unsigned>(kind.cluster_size);
+    attributes[count].val.clusterDim.y = 1;
+    attributes[count++].val.clusterDim.z = 1;
+  }
+  cudaLaunchConfig_t config = {};
+  config.gridDim = grid;
+  config.blockDim = block;
+  config.dynamicSmemBytes = shared_bytes;
+  config.stream = stream;
+  config.attrs = attributes;
+  config.numAttrs = count;
+  P copy = params;
+  void* arguments[] = {&copy};
+  check(cudaLaunchKernelExC(&config, function, arguments));
+}
+
+// Starts kernel(params) on the stream. A grid with a dimension of 0 launches nothing. Throws
+// std::runtime_error, with the name and the numbers, when the launch is refused; errors while the
+// kernel runs are reported by a later call, as always in CUDA.
+template <class P>
+void launch(void (*kernel)(P), dim3 grid, dim3 block, size_t shared_bytes, cudaStream_t stream,
+            const typename Identity<P>::type& params) {
+  launch_as({false, 1}, kernel, grid, block, shared_bytes, stream, params);
+}
+
+// All blocks are resident at once, or the launch is refused.
+template <class P>
+void launch_cooperative(void (*kernel)(P), dim3 grid, dim3 block, size_t shared_bytes,
+                        cudaStream_t stream, const typename Identity<P>::type& params) {
+  launch_as({true, 1}, kernel, grid, block, shared_bytes, stream, params);
+}
+
+// Every cluster_size blocks along x, of which grid.x is a multiple, are a cluster. sm_90 and later.
+template <class P>
+void launch_cluster(void (*kernel)(P), dim3 grid, dim3 block, size_t shared_bytes,
+                    cudaStream_t stream, const typename Identity<P>::type& params,
+                    int cluster_size) {
+  launch_as({false, cluster_size}, kernel, grid, block, shared_bytes, stream, params);
+}
+
+// ---- threads of a block ----
+
+// Ends the launch with an error. The words are for the emulator: printing would cost registers.
+FASTLSTM_DEVICE void trap(const char*) { asm volatile("trap;"); }
+
+// The dynamic shared memory of the block, aligned to 128 bytes.
+template <class T>
+FASTLSTM_DEVICE T* shared_memory() {
+  extern __shared__ __align__(128) unsigned char fastlstm_shared_memory[];
+  return reinterpret_cast<T*>(fastlstm_shared_memory);
+}
+
+FASTLSTM_DEVICE int lane() {
+  int lane;
+  asm("mov.u32 %0, %%laneid;" : "=r"(lane));
+  return lane;
+}
+FASTLSTM_DEVICE int warp() { return static_cast<int>(threadIdx.x / 32); }
+
+FASTLSTM_DEVICE void sync_block() { __syncthreads(); }
+FASTLSTM_DEVICE void sync_warp(unsigned mask = 0xffffffffu) { __syncwarp(mask); }
+
+// For scalars of 4 and 8 bytes. Every lane of mask calls, and reads from a lane of mask; past the
+// ends of the warp, up and down return the lane's own value.
+template <class T>
+FASTLSTM_DEVICE T shuffle(unsigned mask, T value, int source) {
+  return __shfl_sync(mask, value, source);
+}
+template <class T>
+FASTLSTM_DEVICE T shuffle_xor(unsigned mask, T value, int lane_mask) {
+  return __shfl_xor_sync(mask, value, lane_mask);
+}
+template <class T>
+FASTLSTM_DEVICE T shuffle_down(unsigned mask, T value, unsigned delta) {
+  return __shfl_down_sync(mask, value, delta);
+}
+template <class T>
+FASTLSTM_DEVICE T shuffle_up(unsigned mask, T value, unsigned delta) {
+  return __shfl_up_sync(mask, value, delta);
+}
+FASTLSTM_DEVICE unsigned ballot(unsigned mask, bool predicate) {
+  return __ballot_sync(mask, predicate);
+}
+
+// ---- 16-bit conversions, for half.cuh ----
+
+FASTLSTM_HOST_DEVICE uint16_t half_from_float(float value) {
+  return static_cast<__half_raw>(__float2half_rn(value)).x;
+}
+FASTLSTM_HOST_DEVICE float half_to_float(uint16_t bits) {
+  __half_raw raw;
+  raw.x = bits;
+  return __half2float(__half(raw));
+}
+FASTLSTM_HOST_DEVICE uint16_t bfloat16_from_float(float value) {
+  return static_cast<__nv_bfloat16_raw>(__float2bfloat16_rn(value)).x;
+}
+FASTLSTM_HOST_DEVICE float bfloat16_to_float(uint16_t bits) {
+  __nv_bfloat16_raw raw;
+  raw.x = bits;
+  return __bfloat162float(__nv_bfloat16(raw));
+}
+
+// ---- tensor cores: all lanes of the warp call ----
+
+template <class T>
+struct MmaType;  // T: Half or BFloat16
+
+#if __CUDA_ARCH__ >= 800
+template <>
+struct MmaType<Half> {
+  FASTLSTM_DEVICE static void m16n8k16(float (&d)[4], const uint32_t (&a)[4],
+                                       const uint32_t (&b)[2]) {
+    asm volatile(
+        "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, "
+        "{%8, %9}, {%0, %1, %2, %3};"
+        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+  }
+};
+template <>
+struct MmaType<BFloat16> {
+  FASTLSTM_DEVICE static void m16n8k16(float (&d)[4], const uint32_t (&a)[4],
+                                       const uint32_t (&b)[2]) {
+    asm volatile(
+        "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, "
+        "{%8, %9}, {%0, %1, %2, %3};"
+        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+  }
+};
+#else
+// sm_75 has half the depth: the first and the second half of k, one after the other.
+template <>
+struct MmaType<Half> {
+  FASTLSTM_DEVICE static void m16n8k8(float (&d)[4], uint32_t a0, uint32_t a1, uint32_t b) {
+    asm volatile(
+        "mma.sync.aligned.m16n8k8.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5}, {%6}, "
+        "{%0, %1, %2, %3};"
+        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+        : "r"(a0), "r"(a1), "r"(b));
+  }
+  FASTLSTM_DEVICE static void m16n8k16(float (&d)[4], const uint32_t (&a)[4],
+                                       const uint32_t (&b)[2]) {
+    m16n8k8(d, a[0], a[1], b[0]);
+    m16n8k8(d, a[2], a[3], b[1]);
+  }
+};
+template <>
+struct MmaType<BFloat16> {
+  FASTLSTM_DEVICE static void m16n8k16(float (&)[4], const uint32_t (&)[4], const uint32_t (&)[2]) {
+    trap("mma of bfloat16 needs sm_80");
+  }
+};
+#endif
+
+// D[16, 8] += A[16, 16] B[16, 8] in float. With g = lane / 4 and p = lane % 4, a lane holds
+//   a[0]: A[g][2p], A[g][2p+1]      a[1]: A[g+8][2p], [2p+1]    (the lower column in the low bits)
+//   a[2]: A[g][2p+8], A[g][2p+9]    a[3]: A[g+8][2p+8], [2p+9]
+//   b[0]: B[2p][g], B[2p+1][g]      b[1]: B[2p+8][g], B[2p+9][g]
+//   d[0], d[1]: D[g][2p], D[g][2p+1]    d[2], d[3]: D[g+8][2p], D[g+8][2p+1]
+template <class T>
+FASTLSTM_DEVICE void mma_m16n8k16(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
+  MmaType<T>::m16n8k16(d, a, b);
+}
+
+// D[16, 8] += A[16, 8] B[8, 8] of TF32 operands, which are floats whose low 13 bits do not count:
+//   a[0]: A[g][p]   a[1]: A[g+8][p]   a[2]: A[g][p+4]   a[3]: A[g+8][p+4]
+//   b[0]: B[p][g]   b[1]: B[p+4][g]   d as above
+FASTLSTM_DEVICE void mma_m16n8k8_tf32(float (&d)[4], const uint32_t (&a)[4],
+                                      const uint32_t (&b)[2]) {
+#if __CUDA_ARCH__ >= 800
+  asm volatile(
+      "mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, "
+      "{%8, %9}, {%0, %1, %2, %3};"
+      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+#else
+  trap("mma of tf32 needs sm_80");
+#endif
+}
+
+// Nearest TF32; ties away from zero.
+FASTLSTM_DEVICE uint32_t to_tf32(float value) {
+  uint32_t bits = 0;
+#if __CUDA_ARCH__ >= 800
+  asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(bits) : "f"(value));
+#else
+  trap("tf32 needs sm_80");
+#endif
+  return bits;
+}
+
+FASTLSTM_DEVICE uint32_t shared_address(const void* shared) {
+  return static_cast<uint32_t>(__cvta_generic_to_shared(shared));
+}
+
+// Four 8 x 8 matrices of 16-bit elements: lane l passes the address (aligned to 16) of row l % 8 of
+// matrix l / 8, and gets in r[m] the elements [g][2p], [g][2p+1] of matrix m (g, p as above), or
+// with trans [2p][g], [2p+1][g].
+FASTLSTM_DEVICE void ldmatrix_x4(uint32_t (&r)[4], const void* shared_row) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+               : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
+               : "r"(shared_address(shared_row))
+               : "memory");
+}
+FASTLSTM_DEVICE void ldmatrix_x4_trans(uint32_t (&r)[4], const void* shared_row) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
+               : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
+               : "r"(shared_address(shared_row))
+               : "memory");
+}
+
+// ---- asynchronous copies from global to shared memory ----
+
+// 16 bytes between addresses aligned to 16, or zeros when not valid (global is then not read). The
+// thread that copies sees them after cp_async_wait, others after a barrier that follows it.
+FASTLSTM_DEVICE void cp_async_16(void* shared, const void* global, bool valid = true) {
+#if __CUDA_ARCH__ >= 800
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;"
+               :
+               : "r"(shared_address(shared)), "l"(global), "r"(valid ? 16 : 0)
+               : "memory");
+#else
+  *static_cast<uint4*>(shared) =
+      valid ? *static_cast<const uint4*>(global) : make_uint4(0, 0, 0, 0);
+#endif
+}
+
+// Makes a group of the thread's copies since the last commit.
+FASTLSTM_DEVICE void cp_async_commit() {
+#if __CUDA_ARCH__ >= 800
+  asm volatile("cp.async.commit_group;" : : : "memory");
+#endif
+}
+
+// Waits until at most kPending of the thread's groups, the latest, are under way.
+template <int kPending>
+FASTLSTM_DEVICE void cp_async_wait() {
+#if __CUDA_ARCH__ >= 800
+  asm volatile("cp.async.wait_group %0;" : : "n"(kPending) : "memory");
+#endif
+}
+
+// ---- global memory shared between blocks: 4 and 8 bytes, gpu scope ----
+
+template <class To, class From>
+FASTLSTM_HOST_DEVICE To bit_cast(const From& from) {
+  static_assert(sizeof(To) == sizeof(From), "bit_cast");
+  To to;
+  memcpy(&to, &from, sizeof to);
+  return to;
+}
+
+#define FASTLSTM_LOAD(NAME, ORDER)                                                           \
+  template <class T>                                                                         \
+  FASTLSTM_DEVICE T NAME(const T* address) {                                                 \
+    static_assert(sizeof(T) == 4 || sizeof(T) == 8, #NAME);                                  \
+    if constexpr (sizeof(T) == 4) {                                                          \
+      uint32_t bits;                                                                         \
+      asm volatile("ld." ORDER ".gpu.b32 %0, [%1];" : "=r"(bits) : "l"(address) : "memory"); \
+      return bit_cast<T>(bits);                                                              \
+    } else {                                                                                 \
+      uint64_t bits;                                                                         \
+      asm volatile("ld." ORDER ".gpu.b64 %0, [%1];" : "=l"(bits) : "l"(address) : "memory"); \
+      return bit_cast<T>(bits);                                                              \
+    }                                                                                        \
+  }
+#define FASTLSTM_STORE(NAME, ORDER)                                         \
+  template <class T>                                                        \
+  FASTLSTM_DEVICE void NAME(T* address, typename Identity<T>::type value) { \
+    static_assert(sizeof(T) == 4 || sizeof(T) == 8, #NAME);                 \
+    if constexpr (sizeof(T) == 4) {                                         \
+      asm volatile("st." ORDER ".gpu.b32 [%0], %1;"                         \
+                   :                                                        \
+                   : "l"(address), "r"(bit_cast<uint32_t>(value))           \
+                   : "memory");                                             \
+    } else {                                                                \
+      asm volatile("st." ORDER ".gpu.b64 [%0], %1;"                         \
+                   :                                                        \
+                   : "l"(address), "l"(bit_cast<uint64_t>(value))           \
+                   : "memory");                                             \
+    }                                                                       \
+  }
+FASTLSTM_LOAD(load_relaxed, "relaxed")
+FASTLSTM_LOAD(load_acquire, "acquire")
+FASTLSTM_STORE(store_relaxed, "relaxed")
+FASTLSTM_STORE(store_release, "release")
+#undef FASTLSTM_LOAD
+#undef FASTLSTM_STORE
+
+// 16 bytes at an address aligned to 16. Each of the words is whole; the four need not be of the
+// same store.
+FASTLSTM_DEVICE Word4 load_relaxed_16(const void* address) {
+  Word4 v;
+  asm volatile("ld.relaxed.gpu.v4.b32 {%0, %1, %2, %3}, [%4];"
+               : "=r"(v.w[0]), "=r"(v.w[1]), "=r"(v.w[2]), "=r"(v.w[3])
+               : "l"(address)
+               : "memory");
+  return v;
+}
+FASTLSTM_DEVICE void store_relaxed_16(void* address, Word4 v) {
+  asm volatile("st.relaxed.gpu.v4.b32 [%0], {%1, %2, %3, %4};"
+               :
+               : "l"(address), "r"(v.w[0]), "r"(v.w[1]), "r"(v.w[2]), "r"(v.w[3])
+               : "memory");
+}
+
+FASTLSTM_DEVICE void fence() { asm volatile("fence.acq_rel.gpu;" : : : "memory"); }
+
+// Adds, after everything the thread stored before.
+FASTLSTM_DEVICE void add_release(unsigned* address, unsigned value) {
+  asm volatile("red.release.gpu.add.u32 [%0], %1;" : : "l"(address), "r"(value) : "memory");
+}
+
+}  // namespace device
+}  // namespace fastlstm
+
+#include "device_cluster.cuh"

@@ -1,0 +1,7 @@
+#include "step.cuh"
+
+namespace fastlstm {
+namespace cuda {
+FASTLSTM_INSTANTIATE_STEPS(double)
+}  // namespace cuda
+}  // namespace fastlstm

@@ -1,0 +1,104 @@
+"""Two ways to run the CUDA kernels: on a GPU, and on the emulator of tests/simt.
+
+On the emulator tensors are on the CPU, the kernels and their host code are those of csrc/cuda, and
+every tensor of a call is poisoned with NaN and has guard pages around it.
+"""
+
+import contextlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from types import ModuleType
+
+import pytest
+import simt_extension
+import torch
+from helpers import Case, Solver, Values, ours, theirs
+from torch import Tensor
+
+from fastlstm import _kernels, cells, ops, precision
+
+# What stays on the CPU: the host plans the steps with it.
+_HOST = ("lengths", "batch_sizes")
+
+
+@dataclass(frozen=True)
+class Device:
+    """Where the kernels of CUDA run.
+
+    name: "cuda" or "simt". torch_device: of the tensors. allow_tf32: sets the switch of float32
+    products.
+    """
+
+    name: str
+    torch_device: str
+    allow_tf32: Callable[[bool], None]
+
+    def put(self, t: Tensor) -> Tensor:
+        return t.to(self.torch_device)
+
+    def _there(self, solver: Solver) -> Solver:
+        if self.torch_device == "cpu":
+            return solver
+
+        def solve(case: Case, values: Values) -> Values:
+            moved = {n: v if n in _HOST else self.put(v) for n, v in values.items()}
+            return {n: v.cpu() for n, v in solver(case, moved).items()}
+
+        return solve
+
+    @property
+    def ours(self) -> Solver:
+        return self._there(ours)
+
+    @property
+    def theirs(self) -> Solver:
+        """torch.nn on the same device."""
+        return self._there(theirs)
+
+
+def _set_cudnn_tf32(on: bool) -> None:
+    torch.backends.cudnn.allow_tf32 = on
+
+
+@contextlib.contextmanager
+def _emulator() -> Iterator[ModuleType]:
+    simt = simt_extension.load()
+    with pytest.MonkeyPatch.context() as patch:
+        for module in (_kernels, ops, cells):
+            patch.setattr(module, "_C", simt)
+        patch.setattr(precision, "NATIVE_HALF", {"cpu"})
+        simt.guard_memory(True)
+        try:
+            yield simt
+        finally:
+            simt.guard_memory(False)
+
+
+@contextlib.contextmanager
+def device(name: str) -> Iterator[Device]:
+    """The device called ``name``, with TF32 off."""
+    if name == "cuda":
+        before = torch.backends.cudnn.allow_tf32
+        _set_cudnn_tf32(False)
+        try:
+            yield Device(name, "cuda", _set_cudnn_tf32)
+        finally:
+            _set_cudnn_tf32(before)
+        return
+    with _emulator() as simt:
+        simt.set_seed(0)
+        simt.allow_tf32(False)
+        yield Device(name, "cpu", simt.allow_tf32)
+
+
+def why_no_gpu() -> str | None:
+    """One line that says why the kernels cannot run on a GPU here; None where they can."""
+    if not torch.cuda.is_available():
+        return "needs a GPU and a build for it: `make gpu-check` on such a machine runs it"
+    if not _kernels._C.cuda_arch_list():
+        return "fastlstm is built without CUDA: FORCE_CUDA=1 builds it"
+    return None
+
+
+on_gpu = [pytest.mark.cuda, pytest.mark.skipif(why_no_gpu() is not None, reason=str(why_no_gpu()))]
+EVERY_DEVICE = ["simt", pytest.param("cuda", marks=on_gpu)]
