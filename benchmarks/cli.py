@@ -185,6 +185,7 @@ def csv_row(
 ) -> dict[str, object]:
     """One result with its conditions, as csv_rows.append_rows takes it."""
     return {
+        **dict.fromkeys(csv_rows.FIELDS),
         **environment,
         "cell": cell,
         "mode": mode,

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import csv
 import io
-import os
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+
+from benchmarks.files import replace_text
 
 FIELDS = (
     "date",
@@ -38,7 +38,16 @@ FIELDS = (
     "ratio_p90",
     "gflops",
     "peak_percent",
+    "matmul_percent",
+    "host_ms",
+    "baseline_host_ms",
+    "checked_T",
+    "sm_mhz",
+    "driver",
+    "kernels",
 )
+# The columns of the first files, which are read on.
+FIRST_FIELDS = FIELDS[: FIELDS.index("peak_percent") + 1]
 
 
 def append_rows(path: Path, rows: Sequence[Mapping[str, object]]) -> None:
@@ -54,8 +63,6 @@ def append_rows(path: Path, rows: Sequence[Mapping[str, object]]) -> None:
                 f"a row must have the fields of csv_rows.FIELDS; differs in {difference}"
             )
     check_header(path)
-    # Resolved first: replacing a symbolic link would leave its target behind.
-    path = path.resolve()
     old = path.read_text(encoding="utf-8") if path.exists() else ""
     text = io.StringIO()
     writer = csv.DictWriter(text, FIELDS, lineterminator="\n")
@@ -64,36 +71,29 @@ def append_rows(path: Path, rows: Sequence[Mapping[str, object]]) -> None:
     elif not old.endswith("\n"):
         text.write("\n")
     writer.writerows(rows)
-
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".tmp")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(old + text.getvalue())
-        # mkstemp's files are private to their owner; results are as public as the umask says.
-        umask = os.umask(0)
-        os.umask(umask)
-        os.chmod(temporary, 0o666 & ~umask)
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
+    replace_text(path, old + text.getvalue())
 
 
 def read_rows(path: Path) -> list[dict[str, str]]:
     """The rows of the file at `path`, values as text ("" for unknown).
 
-    Raises ValueError where the file's header is not FIELDS, OSError where it cannot be read.
+    Raises ValueError where the file's header is neither FIELDS nor FIRST_FIELDS, OSError where it
+    cannot be read.
     """
-    check_header(path)
+    if header(path) != list(FIRST_FIELDS):
+        check_header(path)
     with path.open(newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))
+        return [dict.fromkeys(FIELDS, "") | row for row in csv.DictReader(file)]
 
 
 def check_header(path: Path) -> None:
     """Raises ValueError where there is a file at `path` whose first line is not FIELDS."""
     if not path.exists() or path.stat().st_size == 0:
         return
-    with path.open(newline="", encoding="utf-8") as file:
-        header = next(csv.reader(file), [])
-    if header != list(FIELDS):
+    if header(path) != list(FIELDS):
         raise ValueError(f"{path} has other columns than this version writes; give another file")
+
+
+def header(path: Path) -> list[str]:
+    with path.open(newline="", encoding="utf-8") as file:
+        return next(csv.reader(file), [])

@@ -40,7 +40,10 @@ class Problem:
 
     def __post_init__(self) -> None:
         T, N, I, H = self.shape  # noqa: E741
-        with torch.random.fork_rng(devices=[]):
+        # Drawn on the device: the host takes longer to draw the large shapes than a GPU to run them.
+        device = torch.device(self.device)
+        others = [] if device.type == "cpu" else [torch.cuda.current_device()]
+        with torch.random.fork_rng(devices=others), device:
             torch.manual_seed(self.seed)
             layer = PROVIDERS["torch"].make(self.cell, I, H)
             weights = layer.to(torch.float32).state_dict()
@@ -55,7 +58,8 @@ class Problem:
 
     def model(self, provider: Provider, dtype: torch.dtype | None = None) -> nn.Module:
         """`provider`'s module with this problem's weights, training or evaluating as `mode` says."""
-        module = provider.make(self.cell, self.shape.I, self.shape.H)
+        with torch.device(self.device):
+            module = provider.make(self.cell, self.shape.I, self.shape.H)
         module.load_state_dict(self.state_dict)
         return module.to(self.device, dtype or self.dtype).train(self.mode == "train")
 
@@ -108,16 +112,18 @@ class Problem:
     def truth(self, *, with_state: bool) -> dict[str, Tensor]:
         """torch.nn's float64 results; where `dtype` is float64 itself, better ones.
 
+        On CUDA they are those of torch's own loop: cuDNN is a contender there.
+
         torch.nn sums the gradient of a weight over all T*N rows in one go. Its error then is several
         times that of fastlstm (0.4e-12 against 0.06e-12 where RNN was compared with long doubles at
         64,32,64,64), so that it cannot be the judge. Rows of the batch do not depend on each
         other: here a few of them run at a time, and their sums are added.
         """
-        torch_nn = PROVIDERS["torch"]
+        judge = PROVIDERS["torch" if self.device == "cpu" else "torch-native"]
         if self.dtype != torch.float64:
-            return self.results(torch_nn, torch.float64, with_state=with_state)
+            return self.results(judge, torch.float64, with_state=with_state)
         parts = [
-            self.part(rows).results(torch_nn, torch.float64, with_state=with_state)
+            self.part(rows).results(judge, torch.float64, with_state=with_state)
             for rows in torch.arange(self.shape.N).chunk(TRUTH_PARTS)
         ]
         merged = {}

@@ -1,4 +1,4 @@
-"""What a number depends on besides the code: machine, versions, flags, and the FMA peak."""
+"""What a number depends on besides the code: machine, versions, and the FMA peak."""
 
 from __future__ import annotations
 
@@ -13,18 +13,27 @@ PEAK_SECONDS = 0.1
 
 
 def environment(device: str) -> dict[str, str]:
-    """The conditions of a run, one CSV column each; what does not apply is "none"."""
-    return {
+    """The conditions of a run, one CSV column each; what does not apply is "none".
+
+    device: "cpu" or "cuda". On CUDA the TF32 flag is a condition of each row, and not in here.
+    """
+    shared = {
         "date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "commit": commit(),
-        "device": cpu_model() if device == "cpu" else torch.cuda.get_device_name(device),
+        "device": cpu_model() if device == "cpu" else torch.cuda.get_device_name(),
         "torch": torch.__version__,
         "cuda": torch.version.cuda or "none",
         "cudnn": str(torch.backends.cudnn.version() or "none"),
         "threads": str(torch.get_num_threads()),
-        "tf32": "none" if device == "cpu" else str(torch.backends.cudnn.allow_tf32),
-        "capability": torch.backends.cpu.get_cpu_capability(),
     }
+    if device == "cpu":
+        return shared | {
+            "tf32": "none",
+            "capability": torch.backends.cpu.get_cpu_capability(),
+            "driver": "none",
+        }
+    major, minor = torch.cuda.get_device_capability()
+    return shared | {"capability": f"sm_{major}{minor}", "driver": gpu_driver()}
 
 
 def commit() -> str:
@@ -38,6 +47,17 @@ def commit() -> str:
     except (OSError, subprocess.TimeoutExpired):
         return "unknown"
     return done.stdout.strip() if done.returncode == 0 else "unknown"
+
+
+def gpu_driver() -> str:
+    """The version of the GPU driver, or "unknown"."""
+    command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return "unknown"
+    found = done.stdout.partition("\n")[0].strip() if done.returncode == 0 else ""
+    return found or "unknown"
 
 
 def cpu_model() -> str:

@@ -34,11 +34,10 @@ def latest(rows: Sequence[Mapping[str, object]]) -> list[dict[str, str]]:
 
 def series_label(row: Mapping[str, str], rows: Sequence[Mapping[str, str]]) -> str:
     """The provider of `row`, with whatever else tells it from other series in `rows`."""
-    units = {"threads": "threads {}", "baseline": "against {}"}
+    units = {"threads": "threads {}", "baseline": "against {}", "tf32": "TF32 {}"}
     varying = [name for name in SERIES[1:] if len({other[name] for other in rows}) > 1]
-    return ", ".join(
-        [row["provider"], *(units.get(name, "{}").format(row[name]) for name in varying)]
-    )
+    told = [name for name in varying if row[name] != "none"]
+    return ", ".join([row["provider"], *(units.get(name, "{}").format(row[name]) for name in told)])
 
 
 def shape_label(row: Mapping[str, str]) -> str:
@@ -64,10 +63,13 @@ def draw(rows: Sequence[Mapping[str, object]], path: Path) -> None:
     shapes = list(dict.fromkeys(shape_label(row) for row in rows))
     labels = list(dict.fromkeys(series_label(row, rows) for row in rows))
 
+    # Room for a number over each dot.
+    line_inches = max(0.36, 0.18 * len(labels))
+    spread = 0.5 if len(labels) < 3 else 0.8  # of the height of a shape, for its dots
     figure, panels = pyplot.subplots(
         len(cells),
         len(modes),
-        figsize=(2 + 4.5 * len(modes), 1.6 + len(cells) * (0.8 + 0.36 * len(shapes))),
+        figsize=(2 + 4.5 * len(modes), 1.6 + len(cells) * (0.8 + line_inches * len(shapes))),
         sharex=True,
         sharey=True,
         squeeze=False,
@@ -82,7 +84,7 @@ def draw(rows: Sequence[Mapping[str, object]], path: Path) -> None:
                     if (row["cell"], row["mode"]) == (cell, mode)
                     and series_label(row, rows) == label
                 ]
-                shift = 0.5 * ((index + 0.5) / len(labels) - 0.5)
+                shift = spread * ((index + 0.5) / len(labels) - 0.5)
                 median = [float(row["ratio"]) for row in own]
                 low = [float(row["ratio"]) - float(row["ratio_p10"]) for row in own]
                 high = [float(row["ratio_p90"]) - float(row["ratio"]) for row in own]
@@ -148,6 +150,7 @@ def conditions(rows: Sequence[Mapping[str, str]]) -> str:
         if len(row_values := {row[name] for row in rows}) == 1
     }
     texts = {"threads": "threads {}", "baseline": "baseline {}", "torch": "torch {}"}
+    texts["tf32"] = "TF32 {}"
     return ", ".join(
         texts.get(name, "{}").format(value)
         for name, value in shared.items()

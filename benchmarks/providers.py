@@ -84,35 +84,41 @@ class ReferenceLayer(nn.Module):
 
 
 @contextlib.contextmanager
-def onednn_off() -> Iterator[None]:
-    """torch's own loop over time in place of oneDNN's fused layer.
+def libraries_off() -> Iterator[None]:
+    """torch's own loop over time in place of the fused layer of oneDNN or cuDNN.
 
     Not torch.backends.mkldnn.flags(): it also touches a TF32 switch, and warns on every use.
     """
-    was_enabled = torch.backends.mkldnn.enabled
-    torch.backends.mkldnn.enabled = False
+    backends = (torch.backends.mkldnn, torch.backends.cudnn)
+    were_enabled = [backend.enabled for backend in backends]
+    for backend in backends:
+        backend.enabled = False
     try:
         yield
     finally:
-        torch.backends.mkldnn.enabled = was_enabled
+        for backend, was_enabled in zip(backends, were_enabled, strict=True):
+            backend.enabled = was_enabled
 
 
 PROVIDERS: dict[str, Provider] = {
     provider.name: provider
     for provider in (
         Provider("torch", make_torch),
-        Provider("torch-native", make_torch, context=onednn_off),
+        Provider("torch-native", make_torch, context=libraries_off),
         Provider("fastlstm", make_fastlstm),
         Provider("reference", make_reference),
     )
 }
 
 
-def why_missing(provider: Provider, cell: Cell) -> str | None:
-    """One line that says why `provider` has no such module; None where it has one."""
+def why_missing(provider: Provider, cell: Cell, device: str = "cpu") -> str | None:
+    """One line that says why `provider` has no such module on `device`; None where it has one."""
     try:
-        provider.make(cell, 1, 1)
-    except (ImportError, AttributeError) as error:
+        module = provider.make(cell, 1, 1)
+        if device != "cpu":
+            # Whether there are kernels for it shows at a call only.
+            module.to(device)(torch.zeros(1, 1, 1, device=device))
+    except (ImportError, AttributeError, RuntimeError) as error:
         reason = str(error).partition("\n")[0]
-        return f"{provider.name} cannot provide {cell.name}: {reason}"
+        return f"{provider.name} cannot provide {cell.name} on {device}: {reason}"
     return None

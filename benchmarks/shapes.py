@@ -40,6 +40,21 @@ GRIDS: dict[str, tuple[Shape, ...]] = {
         Shape(64, 128, 256, 1024),
         Shape(128, 8, 200, 200),
     ),
+    # The most important ones first: a run that must end early leaves out the last ones.
+    "gpu": (
+        Shape(1024, 16, 768, 768),
+        Shape(512, 1, 256, 256),
+        Shape(256, 64, 512, 512),
+        Shape(128, 128, 1024, 1024),
+        Shape(64, 256, 1024, 1024),
+        Shape(512, 32, 128, 128),
+        Shape(512, 44, 160, 160),
+        Shape(512, 16, 64, 64),
+        Shape(128, 64, 2048, 2048),
+        Shape(35, 20, 1500, 1500),
+        Shape(50, 50, 128, 512),
+        Shape(256, 8, 1024, 1024),
+    ),
 }
 
 

@@ -15,8 +15,10 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
+from typing import Protocol
 
 MIN_PAIRS = 5
+MIN_BATCH_SECONDS = 0.01
 MIN_WARMUPS = 2
 WARMUP_SHARE = 0.1
 
@@ -33,6 +35,88 @@ class Contender:
     prepare: Callable[[], None] = lambda: None
     context: Callable[[], AbstractContextManager] = nullcontext
     calls: int = 1
+
+
+class Timer(Protocol):
+    """How one sample of a contender is taken: `seconds` returns the time of a call."""
+
+    def seconds(self, contender: Contender) -> float: ...
+
+
+class WallTimer:
+    """One run of a contender on the wall clock, after `synchronize`, which is off the clock."""
+
+    def __init__(
+        self,
+        clock: Callable[[], float] = time.perf_counter,
+        synchronize: Callable[[], object] = lambda: None,
+    ) -> None:
+        self._clock = clock
+        self._synchronize = synchronize
+
+    def seconds(self, contender: Contender) -> float:
+        contender.prepare()
+        self._synchronize()
+        with contender.context():
+            start = self._clock()
+            # Held until the clock has stopped: freeing the result is not part of the call.
+            result = contender.run()
+            elapsed = self._clock() - start
+        del result
+        return elapsed / contender.calls
+
+
+class Event(Protocol):
+    """What EventTimer uses of torch.cuda.Event; elapsed_time is in milliseconds."""
+
+    def record(self) -> None: ...
+
+    def synchronize(self) -> None: ...
+
+    def elapsed_time(self, end: Event, /) -> float: ...
+
+
+class EventTimer:
+    """The device's own time of a batch of calls, between two events on the current stream.
+
+    Calls follow each other without waiting, as in a training loop. A batch has so many of them that
+    it lasts `min_seconds`: beside that, the resolution of an event (0.5 us) and the way of the first
+    call to an idle device are nothing.
+    """
+
+    def __init__(
+        self, make_event: Callable[[], Event], min_seconds: float = MIN_BATCH_SECONDS
+    ) -> None:
+        self._make_event = make_event
+        self._min_seconds = min_seconds
+        self._runs: dict[Contender, int] = {}
+
+    def seconds(self, contender: Contender) -> float:
+        if contender not in self._runs:
+            self._runs[contender] = self._runs_of_a_batch(contender)
+        runs = self._runs[contender]
+        return self._batch(contender, runs) / (runs * contender.calls)
+
+    def _runs_of_a_batch(self, contender: Contender) -> int:
+        # The first run loads kernels and asks for memory.
+        self._batch(contender, 1)
+        runs = 1
+        while (elapsed := self._batch(contender, runs)) < self._min_seconds:
+            wanted = math.ceil(runs * self._min_seconds / max(elapsed, 1e-6))
+            # Not all at once: one fast run by luck must not make batches of minutes.
+            runs = min(max(wanted, runs + 1), 10 * runs)
+        return runs
+
+    def _batch(self, contender: Contender, runs: int) -> float:
+        start, end = self._make_event(), self._make_event()
+        start.record()
+        for _ in range(runs):
+            contender.prepare()
+            with contender.context():
+                contender.run()
+        end.record()
+        end.synchronize()
+        return start.elapsed_time(end) / 1e3
 
 
 @dataclass(frozen=True)
@@ -75,6 +159,7 @@ def measure_pairs(
     *,
     min_pairs: int = MIN_PAIRS,
     seed: int = 0,
+    timer: Timer | None = None,
     clock: Callable[[], float] = time.perf_counter,
 ) -> list[tuple[float, float]]:
     """Time both alternately for about `seconds`, at least `min_pairs` pairs, after a warm-up.
@@ -82,40 +167,31 @@ def measure_pairs(
     Which of the two goes first is drawn anew for each pair (`seed`), so that neither always finds
     the caches as the other left them. The garbage collector is off meanwhile.
 
-    Returns the pairs (baseline, contender) in the order they were taken, in seconds of `clock`.
+    timer: takes the samples; a WallTimer of `clock` where None.
+
+    Returns the pairs (baseline, contender) in the order they were taken, in seconds of a call.
     """
+    timer = timer or WallTimer(clock)
     rng = random.Random(seed)
     pairs: list[tuple[float, float]] = []
     with garbage_collector_off():
         warmup_end = clock() + seconds * WARMUP_SHARE
         warmups = 0
         while warmups < MIN_WARMUPS or clock() < warmup_end:
-            time_once(baseline, clock)
-            time_once(contender, clock)
+            timer.seconds(baseline)
+            timer.seconds(contender)
             warmups += 1
 
         end = clock() + seconds
         while len(pairs) < min_pairs or clock() < end:
             if rng.random() < 0.5:
-                baseline_time = time_once(baseline, clock)
-                contender_time = time_once(contender, clock)
+                baseline_time = timer.seconds(baseline)
+                contender_time = timer.seconds(contender)
             else:
-                contender_time = time_once(contender, clock)
-                baseline_time = time_once(baseline, clock)
+                contender_time = timer.seconds(contender)
+                baseline_time = timer.seconds(baseline)
             pairs.append((baseline_time, contender_time))
     return pairs
-
-
-def time_once(contender: Contender, clock: Callable[[], float]) -> float:
-    """One call of `contender`, in seconds of `clock`."""
-    contender.prepare()
-    with contender.context():
-        start = clock()
-        # Held until the clock has stopped: freeing the result is not part of the call.
-        result = contender.run()
-        elapsed = clock() - start
-    del result
-    return elapsed / contender.calls
 
 
 def summarise(pairs: Sequence[tuple[float, float]]) -> PairStats:

@@ -16,7 +16,7 @@ from torch import nn
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))
 
-from benchmarks import bench_cells, cli, csv_rows, machine, plot
+from benchmarks import bench_cells, cli, csv_rows, files, layers, machine, plot
 from benchmarks.equality import Problem
 from benchmarks.providers import CELLS, PROVIDERS, STEPS, Provider
 from benchmarks.shapes import GRIDS, Shape, flops, parse_shape
@@ -25,6 +25,11 @@ ROOT = Path(__file__).resolve().parents[1]
 FULL_GRID = (
     "25,1,64,100 · 100,1,128,256 · 50,50,65,128 · 64,32,64,64 · 100,32,128,256 · 128,16,512,512 · "
     "50,64,512,512 · 50,50,128,512 · 20,64,300,512 · 35,20,650,650 · 64,128,256,1024 · 128,8,200,200"
+)
+GPU_GRID = (
+    "1024,16,768,768 · 512,1,256,256 · 256,64,512,512 · 128,128,1024,1024 · 64,256,1024,1024 · "
+    "512,32,128,128 · 512,44,160,160 · 512,16,64,64 · 128,64,2048,2048 · 35,20,1500,1500 · "
+    "50,50,128,512 · 256,8,1024,1024"
 )
 
 
@@ -66,8 +71,9 @@ def test_milliseconds_keep_three_digits() -> None:
 
 def test_grids() -> None:
     assert GRIDS["full"] == tuple(parse_shape(text) for text in FULL_GRID.split(" · "))
+    assert GRIDS["gpu"] == tuple(parse_shape(text) for text in GPU_GRID.split(" · "))
     assert set(GRIDS["quick"]) < set(GRIDS["full"])
-    assert list(GRIDS) == ["quick", "full"]
+    assert list(GRIDS) == ["quick", "full", "gpu"]
 
 
 def row(**values: object) -> dict[str, object]:
@@ -95,7 +101,7 @@ def test_csv_that_cannot_be_replaced_keeps_its_rows(tmp_path: Path, monkeypatch)
     def fail(*_: object) -> None:
         raise OSError("no space left")
 
-    monkeypatch.setattr(csv_rows.os, "replace", fail)
+    monkeypatch.setattr(files.os, "replace", fail)
     with pytest.raises(OSError, match="no space left"):
         csv_rows.append_rows(path, [row()])
     assert path.read_text() == before
@@ -114,6 +120,21 @@ def test_csv_refuses_other_columns(tmp_path: Path) -> None:
     assert path.read_text() == "name,value\nx,1\n"
 
 
+def test_rows_of_the_first_files_are_read_and_not_mixed_with_new_ones(tmp_path: Path) -> None:
+    path = tmp_path / "rows.csv"
+    path.write_text(",".join(csv_rows.FIRST_FIELDS) + "\n" + ",".join("x" * 28) + "\n")
+    (found,) = csv_rows.read_rows(path)
+    assert list(found) == list(csv_rows.FIELDS)
+    assert (found["peak_percent"], found["kernels"]) == ("x", "")
+    with pytest.raises(ValueError, match="other columns"):
+        csv_rows.append_rows(path, [row()])
+
+
+def test_measured_results_that_are_kept_can_be_drawn() -> None:
+    for path in (ROOT / "benchmarks" / "results").glob("*.csv"):
+        assert csv_rows.read_rows(path), path
+
+
 @pytest.mark.parametrize("mode", ["infer", "train"])
 def test_timed_call_computes_gradients_in_train_mode_only(mode: str) -> None:
     problem = Problem(CELLS["lstm"], Shape(3, 2, 4, 5), mode, torch.float32)
@@ -125,7 +146,7 @@ def test_timed_call_computes_gradients_in_train_mode_only(mode: str) -> None:
             return super().forward(input, hx)
 
     spy = Spy(4, 5)
-    contender = bench_cells.contender(problem, Provider("spy", lambda *_: spy))
+    contender = layers.contender(problem, Provider("spy", lambda *_: spy))
     for _ in range(2):
         contender.prepare()
         contender.run()
@@ -141,12 +162,14 @@ def test_timed_call_computes_gradients_in_train_mode_only(mode: str) -> None:
     assert all(parameter.grad is None for parameter in spy.parameters())
 
 
-def test_torch_native_turns_onednn_off_around_the_call_only() -> None:
+@pytest.mark.parametrize("library", ["mkldnn", "cudnn"])
+def test_torch_native_turns_the_library_off_around_the_call_only(library: str) -> None:
+    backend = getattr(torch.backends, library)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         with PROVIDERS["torch-native"].context():
-            assert not torch.backends.mkldnn.enabled
-    assert torch.backends.mkldnn.enabled
+            assert not backend.enabled
+    assert backend.enabled
 
 
 def test_peak_is_measured_before_every_row(monkeypatch, capsys) -> None:
@@ -252,6 +275,8 @@ def test_fastlstm_is_measured(tmp_path: Path) -> None:
         ("--threads 0", "argument --threads: expected a positive integer, got '0'"),
         ("--min-ratio -1", "argument --min-ratio: expected a positive number"),
         ("--grid huge", "argument --grid: invalid choice: 'huge'"),
+        ("--tf32 on", "argument --tf32: needs --device cuda"),
+        ("--budget 0", "argument --budget: expected a positive number, got '0'"),
         ("--providers torch,torch-native --csv no/x.csv", "argument --csv: no such directory"),
         ("--providers torch,torch-native --plot no/x.png", "argument --plot: no such directory"),
     ],

@@ -1,0 +1,151 @@
+"""Everything that only a machine with a GPU can check, in one command of at most nine minutes.
+
+    python -m benchmarks.gpu_check
+    python -m benchmarks.gpu_check --phases build,bench --out results
+
+build: compiles the extension for the GPU at hand, out of place. test: the tests marked `cuda`.
+sanitize: compute-sanitizer over a tiny layer of each kind. bench: bench_cells.py over the grid
+`gpu`, as far as the time goes. A phase that fails does not keep the others from running. Exit code:
+0; 1 where a phase is red; 2 for a wrong command line, or without a GPU; 130 where interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+sys.path.append(str(Path(__file__).resolve().parents[1]))
+
+from benchmarks import cli
+from benchmarks.devices import DEVICES
+from benchmarks.files import replace_text
+from benchmarks.gpu_phases import PHASES, ROOT, Result, Workplace, run_phase
+
+BUDGET = 540.0
+# Seconds of a phase that others follow; the last one gets what is left.
+LIMITS = {"build": 240.0, "test": 130.0, "sanitize": 80.0}
+# Kept back, so that stopping the last command and writing the summary are within the budget.
+RESERVE = 10.0
+INTERRUPTED = 130
+
+
+def file_name(device: str) -> str:
+    """`device` as a part of a file's name."""
+    return re.sub(r"[^a-z0-9]+", "_", device.lower()).strip("_")
+
+
+def workplace(args: argparse.Namespace, device: str) -> Workplace:
+    """The folders of a run, which exist then."""
+    build = ROOT / "build" / "gpu-check"
+    out = args.out.resolve() if args.out else None
+    name = f"cells_{file_name(device)}"
+    place = Workplace(
+        capability=torch.cuda.get_device_capability(),
+        build=build,
+        logs=out or build,
+        csv=(out or ROOT / "benchmarks" / "results") / f"{name}.csv",
+        picture=(out or ROOT / "docs") / f"{name}.png",
+        row_seconds=args.seconds,
+    )
+    for folder in (place.build, place.logs, place.csv.parent, place.picture.parent):
+        folder.mkdir(parents=True, exist_ok=True)
+    return place
+
+
+class Summary:
+    """What is known so far, in a JSON file that is replaced after every phase."""
+
+    def __init__(self, path: Path, conditions: dict[str, str]) -> None:
+        self._path = path
+        self._found: dict[str, object] = {"conditions": conditions, "phases": {}}
+
+    def add(self, name: str, result: Result, seconds: float) -> None:
+        self._found["phases"][name] = {
+            "state": result.state,
+            "text": result.text,
+            "seconds": round(seconds, 1),
+        }
+        replace_text(self._path, json.dumps(self._found, indent=2) + "\n")
+
+
+def check(names: Sequence[str], place: Workplace, summary: Summary, budget: float) -> bool:
+    """Run the phases `names` within `budget` seconds; False where one is red.
+
+    Prints a line for each, and the end of its log where it is red.
+    """
+    end = time.monotonic() + budget - RESERVE
+    good = True
+    for index, name in enumerate(names):
+        start = time.monotonic()
+        left = max(end - start, 0.0)
+        limit = left if index == len(names) - 1 else min(LIMITS.get(name, left), left)
+        interrupt = None
+        try:
+            result = run_phase(name, place, limit)
+        except KeyboardInterrupt as error:
+            interrupt, result = error, Result("red", "interrupted")
+        seconds = time.monotonic() - start
+        print(f"{name:9} {result.state:8} {seconds:6.1f} s  {result.text}", flush=True)
+        if result.detail:
+            print(f"--- {name} ---\n{result.detail}\n---", flush=True)
+        summary.add(name, result, seconds)
+        good &= result.state != "red"
+        if interrupt is not None:
+            raise interrupt
+    return good
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = cli.LineParser(
+        prog="gpu_check.py", description="Build, test, sanitize and measure on the GPU at hand."
+    )
+    cli.add_choices(parser, "--phases", "phase", tuple(PHASES), default=",".join(PHASES))
+    parser.add_argument(
+        "--budget",
+        type=cli.positive_float,
+        default=BUDGET,
+        metavar="SECONDS",
+        help="for all of it (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--seconds",
+        type=cli.positive_float,
+        default=0.3,
+        help="time for the pairs of one row of the benchmark (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--out",
+        type=Path,
+        metavar="FOLDER",
+        help="for rows, picture, summary and logs (default: benchmarks/results, docs and, for the "
+        "last two, build/gpu-check)",
+    )
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = build_parser()
+    args = parser.parse_args(argv)
+    device = DEVICES["cuda"]()
+    reason = device.why_unusable()
+    if reason is not None:
+        parser.exit(2, f"{parser.prog}: error: needs a GPU: {reason}\n")
+    conditions = device.conditions()
+    cli.print_conditions(conditions)
+    place = workplace(args, conditions["device"])
+    summary = Summary(place.logs / "summary.json", conditions)
+    try:
+        return 0 if check(args.phases, place, summary, args.budget) else 1
+    except KeyboardInterrupt:
+        return INTERRUPTED
+
+
+if __name__ == "__main__":
+    sys.exit(main())
