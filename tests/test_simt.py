@@ -1,0 +1,225 @@
+"""Every primitive of csrc/cuda/device.cuh on the emulator, against a plain expectation.
+
+Where there is a GPU and nvcc, it is asked the same: hardware is the judge of the emulator.
+"""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import simt_selftest
+from numpy.typing import NDArray
+from simt_selftest import SCHEDULES, SEEDS, Library
+
+THREADS = 32
+STEPS = 5  # kSteps of selftest.cu
+HAS_GPU = simt_selftest.has_gpu()
+
+
+@pytest.fixture(params=["emulator", "gpu"] if HAS_GPU else ["emulator"])
+def machine(request: pytest.FixtureRequest) -> Library:
+    return getattr(simt_selftest, request.param)()
+
+
+def integers(*shape: int, seed: int = 0) -> NDArray:
+    """Small whole numbers, whose sums and products are exact in every type."""
+    return np.random.default_rng(seed).integers(-8, 9, shape).astype(np.float32)
+
+
+def test_indices_are_those_of_cuda(machine: Library) -> None:
+    out = machine.run("indices", np.zeros(1), np.zeros((12, 64), np.uint32))
+    assert (out == (np.arange(12)[:, None] << 16 | np.arange(64))).all()
+
+
+def to_bfloat16(x: NDArray) -> NDArray:
+    """Nearest even, by numpy's integers; NaN as the hardware writes it."""
+    bits = x.view(np.uint32).astype(np.uint64)
+    rounded = (bits + 0x7FFF + (bits >> 16 & 1)).astype(np.uint32) & 0xFFFF0000
+    return np.where(np.isnan(x), np.float32(np.nan), rounded.astype(np.uint32).view(np.float32))
+
+
+def test_conversions_round_to_nearest_even(machine: Library) -> None:
+    rng = np.random.default_rng(0)
+    x = rng.integers(0, 2**32, 8192, dtype=np.uint64).astype(np.uint32).view(np.float32)
+    # Ties and their neighbours at every exponent of Half, overflow, denormals, infinity.
+    halves = np.arange(0, 0x7C00, 8, dtype=np.uint16).view(np.float16).astype(np.float32)
+    ties = (halves + np.roll(halves, -1)) / 2
+    special = np.float32([0.0, -0.0, np.inf, -np.inf, 65519.9, 65520.0, 2.0**-25, 2.0**-24, 1e-45])
+    x[: 2048 + 9] = np.concatenate([np.resize(ties, 1024), np.resize(halves, 1024), special])
+    with np.errstate(over="ignore"):
+        halves = x.astype(np.float16).astype(np.float32)
+    out = machine.run("conversions", x, np.zeros((2, 8192), np.float32))
+    for got, expected in zip(out, (halves, to_bfloat16(x)), strict=True):
+        np.testing.assert_array_equal(got, expected)
+        assert (np.signbit(got) == np.signbit(expected))[~np.isnan(x)].all()
+
+
+def test_every_16_bit_number_widens(machine: Library) -> None:
+    patterns = np.arange(0x10000, dtype=np.uint32)
+    out = machine.run("widen", np.zeros(1), np.zeros((2, 0x10000), np.float32))
+    half = patterns.astype(np.uint16).view(np.float16).astype(np.float32)
+    np.testing.assert_array_equal(out[0], half)
+    np.testing.assert_array_equal(out[1], (patterns << 16).view(np.float32))
+
+
+def test_tf32_rounds_to_nearest_away(machine: Library) -> None:
+    x = np.random.default_rng(0).standard_normal(256).astype(np.float32)
+    x[:4] = [1 + 2.0**-11, 1 + 2.0**-11 - 2.0**-23, -1 - 2.0**-11, np.inf]
+    out = machine.run("round_tf32", x, np.zeros(256, np.uint32)).view(np.float32)
+    mantissa, exponent = np.frexp(x[4:].astype(np.float64))
+    scaled = np.abs(mantissa) * 2**11
+    expected = np.sign(mantissa) * np.floor(scaled + 0.5) * 2.0 ** (exponent - 11)
+    np.testing.assert_array_equal(out[4:], expected)
+    np.testing.assert_array_equal(out[:4], np.float32([1 + 2.0**-10, 1, -1 - 2.0**-10, np.inf]))
+
+
+def expected_shuffles(x: NDArray) -> NDArray:
+    lane = np.arange(32)
+    out = np.empty((2, 32, 9))
+    for w in range(2):
+        v, base = x[32 * w : 32 * w + 32], lane // 16 * 16 * w
+        down, up, far = (3, 4, 16) if w == 0 else (0, 0, 0)
+        columns = [v[base + (lane * 7 + 3) % 16], v[base], v[lane ^ 5], v[lane ^ 15]]
+        columns += [v[np.where(lane + down < 32, lane + down, lane)]]
+        columns += [v[np.where(lane >= n, lane - n, lane)] for n in (up, far)]
+        votes = (v > 0).astype(np.uint64) << lane.astype(np.uint64)
+        same = np.ones((32, 32), bool) if w == 0 else lane[:, None] // 16 == lane // 16
+        columns += [(votes * same).sum(1), lane + 32 * w]
+        out[w] = np.stack(columns, 1)
+    return out.reshape(64, 9)
+
+
+def test_shuffles_and_ballots(machine: Library) -> None:
+    x = np.abs(integers(64)).astype(np.float64)
+    for seed in SEEDS:
+        out = machine.run("shuffles", x, np.zeros((64, 9)), seed)
+        np.testing.assert_array_equal(out, expected_shuffles(x))
+
+
+def test_copies_in_a_pipeline(machine: Library) -> None:
+    x = integers(7, 4 * THREADS)
+    valid = np.arange(4 * THREADS) // 4 % 2 == 0
+    for seed in SEEDS:
+        out = machine.run("pipeline", x, np.zeros(4 * THREADS, np.float32), seed)
+        np.testing.assert_array_equal(out, x.sum(0) * valid)
+
+
+def test_ldmatrix(machine: Library) -> None:
+    tile = np.arange(4 * 64, dtype=np.uint16).reshape(4, 8, 8)
+    out = machine.run("matrices", tile, np.zeros((2, 32, 4), np.uint32)).view(np.uint16)
+    # [lane = (row, pair), matrix, element of the pair]
+    rows = tile.reshape(4, 8, 4, 2).transpose(1, 2, 0, 3).reshape(32, 8)
+    columns = tile.transpose(0, 2, 1).reshape(4, 8, 4, 2).transpose(1, 2, 0, 3).reshape(32, 8)
+    np.testing.assert_array_equal(out[0], rows)
+    np.testing.assert_array_equal(out[1], columns)
+
+
+def as_type(x: NDArray, dtype: str) -> NDArray:
+    """The bits of whole numbers, which both types hold exactly."""
+    return x.astype(np.float16) if dtype == "f16" else (x.view(np.uint32) >> 16).astype(np.uint16)
+
+
+@pytest.mark.parametrize("layout", ["", "_trans"])
+@pytest.mark.parametrize("dtype", ["f16", "bf16"])
+@pytest.mark.parametrize("depth", [16, 80])
+def test_16_bit_product_is_exact(machine: Library, dtype: str, layout: str, depth: int) -> None:
+    a, b = integers(32, depth), integers(16, depth, seed=1)
+    second = b.T if layout else b
+    operands = np.concatenate([as_type(x.ravel().copy(), dtype) for x in (a, second)])
+    for seed in SEEDS:
+        out = machine.run(f"gemm_{dtype}{layout}", operands, np.zeros((32, 16), np.float32), seed)
+        np.testing.assert_array_equal(out, a.astype(np.float64) @ b.T)
+
+
+def test_tf32_product_against_float64(machine: Library) -> None:
+    rng = np.random.default_rng(0)
+    a, b = (rng.standard_normal((n, 64)).astype(np.float32) for n in (16, 8))
+    operands = np.concatenate([a.ravel(), b.ravel()])
+    out = machine.run("gemm_tf32", operands, np.zeros((16, 8), np.float32))
+    exact = a.astype(np.float64) @ b.T.astype(np.float64)
+    # Half a unit of 11 bits for each factor, on the sum of the magnitudes.
+    bound = 2 * 2.0**-11 * (np.abs(a).astype(np.float64) @ np.abs(b.T))
+    assert (np.abs(out - exact) < bound).all()
+    assert (out != exact.astype(np.float32)).any(), "operands were not rounded"
+    small = integers(24, 64)
+    out = machine.run("gemm_tf32", small, np.zeros((16, 8), np.float32))
+    np.testing.assert_array_equal(out, small[:16] @ small[16:].T)
+
+
+def test_block_all_reduce(machine: Library) -> None:
+    x = integers(3, 96)
+    expected = x
+    for _ in range(3):
+        expected = expected.sum(1, keepdims=True) + np.arange(96)
+    for seed in SCHEDULES:
+        out = machine.run("all_reduce", x, np.zeros((3, 96), np.float32), seed)
+        np.testing.assert_array_equal(out, expected)
+
+
+def test_cluster_exchange(machine: Library) -> None:
+    x = integers(2, 4, THREADS)
+    # Four hops visit every rank, and each moves the threads on by one.
+    expected = np.roll(x, -4, 2) + 10
+    for seed in SCHEDULES:
+        out = machine.run("cluster_exchange", x, np.zeros((2, 4, THREADS), np.float32), seed)
+        np.testing.assert_array_equal(out, expected)
+
+
+def test_cluster_async_stores(machine: Library) -> None:
+    x = np.arange(2 * 4 * THREADS * 4, dtype=np.uint32).reshape(2, 4, THREADS, 4)
+    expected = x
+    for _ in range(STEPS):
+        expected = expected + np.arange(1, 5, dtype=np.uint32)[:, None, None]
+        expected = np.roll(expected, (1, -1), (1, 2))
+    for seed in SCHEDULES:
+        out = machine.run("cluster_async", x, np.zeros_like(x), seed)
+        np.testing.assert_array_equal(out, expected)
+
+
+def test_mbarrier_of_a_block(machine: Library) -> None:
+    x = integers(64)
+    for seed in SEEDS:
+        out = machine.run("block_mbarrier", x, np.zeros(64, np.float32), seed)
+        np.testing.assert_array_equal(out, 2 * np.roll(x, -1) + 4)
+
+
+def test_grid_barrier(machine: Library) -> None:
+    x = integers(6 * THREADS)
+    for seed in SCHEDULES:
+        out = machine.run("grid_ping_pong", x, np.zeros((2, x.size), np.float32), seed)
+        np.testing.assert_array_equal(out[STEPS % 2], np.roll(x, -STEPS) + STEPS)
+
+
+def test_data_that_is_its_own_flag(machine: Library) -> None:
+    x = integers(256)
+    expected = [np.roll(x, -4 * step) + step for step in range(STEPS + 1)]
+    for seed in SCHEDULES:
+        out = machine.run("flag_in_data", x, np.zeros((STEPS + 1, 256), np.float32), seed)
+        np.testing.assert_array_equal(out, expected)
+
+
+def test_release_and_acquire(machine: Library) -> None:
+    x = integers(THREADS)
+    for seed in SCHEDULES:
+        out = machine.run("messages", x, np.zeros((3, THREADS), np.float32), seed)
+        np.testing.assert_array_equal(out, [x, 2 * x, 2 * x + 1])
+
+
+def test_trap_names_its_reason() -> None:
+    with pytest.raises(RuntimeError, match=r"thread \(3, 0, 0\): the third thread gives up"):
+        simt_selftest.emulator().run("trap", np.zeros(1), np.zeros(1))
+
+
+@pytest.mark.skipif(not HAS_GPU, reason="needs nvcc and a GPU with sm_90, which is then asked too")
+def test_gpu_traps() -> None:
+    # In a process of its own, which cannot use the GPU after that.
+    code = """if True:
+        import numpy, simt_selftest
+        simt_selftest.gpu().run("trap", numpy.zeros(1), numpy.zeros(1))"""
+    folder = Path(__file__).parent
+    result = subprocess.run(
+        [sys.executable, "-c", code], cwd=folder, capture_output=True, text=True
+    )
+    assert result.stderr.splitlines()[-1].startswith("RuntimeError: ")
