@@ -139,6 +139,40 @@ def test_tokens(dev: Device, case: Case, dtype: torch.dtype, embedding: bool) ->
 
 
 @modes
+def test_layouts(dev: Device, mode: str) -> None:
+    """Transposed, expanded and overlapping tensors, as inputs and as weights."""
+
+    def expanded(values: Values) -> Values:
+        values["x"] = values["x"][:1, :1].expand(5, 3, 4)
+        values["w_ih_0"] = values["w_ih_0"][:1].expand_as(values["w_ih_0"])
+        values["w_hh_0"] = values["w_hh_0"].t().contiguous().t()
+        values["h0"] = values["h0"][:, :1].expand_as(values["h0"])
+        return values
+
+    def strided(values: Values) -> Values:
+        wide = torch.randn(5, 6, 9)
+        values["x"] = wide[:, ::2, 2:6]
+        values["w_hh_0"] = torch.nn.functional.pad(values["w_hh_0"], (3, 1))[:, 3:-1]
+        return values
+
+    for change in (expanded, strided):
+        check(dev, replace(SMALL, mode=mode), torch.float32, change=change)
+
+
+@modes
+def test_only_some_gradients(dev: Device, mode: str) -> None:
+    """What is not asked for is not computed, and the rest is the same."""
+    case = replace(SMALL, mode=mode, bidirectional=True)
+    values, cotangents = case.problem(torch.float32), case.cotangents(torch.float32)
+    all_grads = solve(dev.ours, case, values, cotangents)
+    for wanted in (["x"], ["h0"], ["w_hh_0"], ["b_ih_1", "x"]):
+        some = solve(dev.ours, case, values, cotangents, wanted)
+        assert_same(some, {n: all_grads[n] for n in some})
+    for name in cotangents:
+        check(dev, case, torch.float32, outputs=[name])
+
+
+@modes
 def test_tf32_is_a_switch(dev: Device, mode: str) -> None:
     """Inputs with more than 10 bits of mantissa tell the two apart."""
     case = replace(SMALL, mode=mode)

@@ -6,6 +6,9 @@
 namespace fastlstm {
 namespace cuda {
 
+// The layer's input, with matrices that cuBLAS takes.
+LayerInput for_cublas(LayerInput input);
+
 void layer_fwd(const LayerInput& input, RowPlan& plan, Keep keep, LayerOutput& output);
 void layer_bwd(const LayerInput& input, RowPlan& plan, const LayerOutput& kept,
                const LayerOutputGrads& grads, LayerNeeds needs, LayerGrads& result);

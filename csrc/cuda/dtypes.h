@@ -39,6 +39,11 @@ constexpr at::ScalarType scalar_type<double>() {
   return at::kDouble;
 }
 
+// cuBLAS takes no matrix whose rows overlap, as those of an expanded tensor do.
+inline at::Tensor with_apart_rows(const at::Tensor& t) {
+  return t.size(0) <= 1 || t.stride(0) >= t.size(1) ? t : t.contiguous();
+}
+
 // Element `offset` of the memory of t on.
 template <class S>
 const S* data(const at::Tensor& t, int64_t offset = 0) {

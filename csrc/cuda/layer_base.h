@@ -90,9 +90,10 @@ class LayerBase {
                       0);
   }
 
-  // Rows of x, or of a tensor shaped like it, in compact order.
-  Tensor compact(const Tensor& t) const {
-    const Tensor rows = tokens_ ? t.reshape({-1}) : t.reshape({-1, t.size(-1)});
+  // Rows of x in compact order.
+  Tensor compact_x() const {
+    const Tensor& x = input_.x;
+    const Tensor rows = tokens_ ? x.reshape({-1}) : with_apart_rows(x.reshape({-1, I_}));
     return input_row_.defined() ? rows.index_select(0, input_row_) : rows;
   }
 
@@ -149,7 +150,7 @@ class LayerBase {
     return all;
   }
 
-  // A row of one element has any stride; cuBLAS wants one that is no less than the row is long.
+  // One row has any stride; cuBLAS wants one that is no less than the row is long.
   static int64_t row_stride(const Tensor& t) {
     return t.size(0) > 1 ? t.stride(0) : std::max<int64_t>(1, t.size(1));
   }

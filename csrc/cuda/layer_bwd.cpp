@@ -193,7 +193,7 @@ class LayerBwd : LayerBase<S> {
   // A table in place of x: row v gets the sum over the rows with token v.
   void table_grads(int d) {
     const int64_t V = input_.embedding ? input_.embedding->size(0) : I_;
-    const Tensor tokens = this->compact(input_.x);
+    const Tensor tokens = this->compact_x();
     Tensor dtable = empty({V, G_});
     for_each_igates_part(d, [&](const Tensor& dgates, int64_t column, int64_t count) {
       dtable.narrow(1, column, count)
@@ -213,7 +213,7 @@ class LayerBwd : LayerBase<S> {
     const Tensor dgates = dgates_.select(0, d);
     matmul(dgates.narrow(1, 0, G_), true, h_operand(d), false, dw.w_hh);
     if (!tokens_) {
-      const Tensor x = this->compact(input_.x);
+      const Tensor x = this->compact_x();
       for_each_igates_part(d, [&](const Tensor& part, int64_t row, int64_t count) {
         matmul(part, true, x, false, dw.w_ih.narrow(0, row, count));
       });
@@ -247,7 +247,8 @@ class LayerBwd : LayerBase<S> {
 void layer_bwd(const LayerInput& input, RowPlan& plan, const LayerOutput& kept,
                const LayerOutputGrads& grads, LayerNeeds needs, LayerGrads& result) {
   with_scalar_type(input.weights[0].w_ih.scalar_type(), [&](auto* s) {
-    LayerBwd<std::remove_pointer_t<decltype(s)>>(input, plan, kept, grads, needs, result)();
+    LayerBwd<std::remove_pointer_t<decltype(s)>>(for_cublas(input), plan, kept, grads, needs,
+                                                 result)();
   });
 }
 

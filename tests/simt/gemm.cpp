@@ -5,6 +5,7 @@
 #include <c10/util/BFloat16.h>
 #include <c10/util/Half.h>
 
+#include <algorithm>
 #include <cstring>
 
 namespace fastlstm {
@@ -52,7 +53,16 @@ Blas::Blas(bool tf32) : handle_(nullptr), mode_before_(0), tf32_(tf32) {}
 
 Blas::~Blas() = default;
 
+// What cuBLAS refuses.
+void check_stride(const char* name, int64_t stride, int64_t row) {
+  TORCH_CHECK(stride >= std::max<int64_t>(1, row), "rows of ", name, " are ", row,
+              " long and only ", stride, " apart");
+}
+
 void Blas::gemm(const Gemm& p) const {
+  check_stride("a", p.a_stride, p.a_transposed ? p.M : p.K);
+  check_stride("b", p.b_stride, p.b_transposed ? p.K : p.N);
+  check_stride("c", p.c_stride, p.N);
   switch (p.type) {
     case at::kDouble:
       return run<double, double, long double>(p, false);
