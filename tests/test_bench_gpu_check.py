@@ -196,6 +196,12 @@ def test_tests_that_are_marked_are_run(
     assert ("test_gpu.py" in result.detail) == (state == "red" and "passed" not in text)
 
 
+def test_every_file_with_something_for_a_gpu_is_found() -> None:
+    names = {path.name for path in gpu_phases.marked_tests(Path(__file__).parent)}
+    assert {"test_cuda.py", "test_cuda_gpu.py", "test_simt.py"} <= names
+    assert "test_parity.py" not in names
+
+
 def test_tests_stopped_at_their_limit_are_red(place: Workplace, monkeypatch) -> None:
     monkeypatch.setattr(gpu_phases, "marked_tests", lambda _: [Path("test_gpu.py")])
     # An older report is not taken for that of this run.

@@ -51,9 +51,8 @@ def check(dev: Device, case: Case, dtype: torch.dtype, **options) -> None:
         options["baseline"] = dev.theirs
     if case.mode == "RNN_RELU" and torch.finfo(dtype).bits == 16:
         case = replace(case, layers=1, H=min(case.H, 7))  # have_same_signs
-    # The emulator is slow.
-    elements = 3_000 if dev.name == "simt" else 10_000
-    assert_parity(case, dtype, solver=dev.ours, elements=elements, **options)
+    # The emulator is slow, and so are the many small launches on a GPU.
+    assert_parity(case, dtype, solver=dev.ours, elements=3_000, **options)
 
 
 @dtypes

@@ -18,7 +18,9 @@ STEPS = 5  # kSteps of selftest.cu
 HAS_GPU = simt_selftest.has_gpu()
 
 
-@pytest.fixture(params=["emulator", "gpu"] if HAS_GPU else ["emulator"])
+@pytest.fixture(
+    params=["emulator", pytest.param("gpu", marks=pytest.mark.cuda)] if HAS_GPU else ["emulator"]
+)
 def machine(request: pytest.FixtureRequest) -> Library:
     return getattr(simt_selftest, request.param)()
 
