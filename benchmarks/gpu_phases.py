@@ -17,10 +17,13 @@ from benchmarks.processes import Finished, run_logged
 ROOT = Path(__file__).resolve().parents[1]
 SMOKE = ROOT / "benchmarks" / "gpu_smoke.py"
 BENCH = ROOT / "benchmarks" / "bench_cells.py"
+EXCHANGE = ROOT / "benchmarks" / "bench_exchange.py"
 GRID = "--device cuda --grid gpu --cells lstm,gru --dtype float32,bfloat16,float16 --tf32 both"
 # Of the time of the benchmark, for what is not a row: imports, the row under way at the end, the
 # picture.
 BENCH_MARGIN = 20.0
+# The same of the exchange schemes: what ends the scheme under way.
+EXCHANGE_MARGIN = 5.0
 SANITIZER_TOOLS = ("memcheck", "racecheck")
 # A failing call of the CUDA API is an error of torch's anyway, and torch makes some that may fail.
 SANITIZER_OPTIONS = {"memcheck": ["--report-api-errors", "no"], "racecheck": []}
@@ -46,6 +49,11 @@ class Workplace:
     def library(self) -> Path:
         """What the build makes: the folder of the package fastlstm."""
         return self.build / "lib"
+
+    @property
+    def exchange_csv(self) -> Path:
+        """The rows of the exchange schemes, beside those of the benchmark."""
+        return self.csv.with_name(f"exchange_{self.csv.name.removeprefix('cells_')}")
 
     @property
     def extension(self) -> Path | None:
@@ -203,6 +211,18 @@ def run_sanitizer(place: Workplace, seconds: float) -> Result:
     return Result("green", f"{' and '.join(SANITIZER_TOOLS)}: nothing found")
 
 
+def run_exchange(place: Workplace, seconds: float) -> Result:
+    """Measure how blocks may exchange a state in every step, which needs nothing but nvcc."""
+    budget = seconds - EXCHANGE_MARGIN
+    if budget <= 0:
+        return Result("skipped", f"no time is left: {seconds:.0f} s")
+    command = [sys.executable, EXCHANGE, "--budget", f"{budget:.1f}", "--csv", place.exchange_csv]
+    done = place.run([*command, "--build", place.build / "exchange"], "exchange", seconds)
+    if done.code != 0:
+        return red(done, done.last_line() or "nothing was measured")
+    return Result("green", done.last_line())
+
+
 def run_benchmark(place: Workplace, seconds: float) -> Result:
     """Measure the grid `gpu`, as much of it as there is time for."""
     budget = seconds - BENCH_MARGIN
@@ -225,13 +245,15 @@ PHASES: dict[str, Callable[[Workplace, float], Result]] = {
     "build": build_extension,
     "test": run_tests,
     "sanitize": run_sanitizer,
+    "exchange": run_exchange,
     "bench": run_benchmark,
 }
+WITHOUT_EXTENSION = ("build", "exchange")
 
 
 def run_phase(name: str, place: Workplace, seconds: float) -> Result:
     """Run the phase `name` of PHASES for at most `seconds`."""
-    if name != "build" and place.extension is None:
+    if name not in WITHOUT_EXTENSION and place.extension is None:
         # Not to be judged by another build of fastlstm, which may be installed.
         return Result("red", f"there is no extension in {place.library}: it needs the phase build")
     return PHASES[name](place, seconds)

@@ -304,7 +304,7 @@ def test_every_phase_runs_and_a_red_one_makes_code_1(
 ) -> None:
     asked = plan(monkeypatch, test=Result("red", "2 of 9 tests failed", "the end\nof the log"))
     assert gpu_check.main([]) == 1
-    assert [name for name, _ in asked] == ["build", "test", "sanitize", "bench"]
+    assert [name for name, _ in asked] == ["build", "test", "sanitize", "exchange", "bench"]
     limits = dict(asked)
     assert (limits["build"], limits["test"], limits["sanitize"]) == (240, 130, 80)
     # All that is left, of nine minutes less what stopping and writing take.
@@ -314,6 +314,7 @@ def test_every_phase_runs_and_a_red_one_makes_code_1(
         ["build", "green"],
         ["test", "red"],
         ["sanitize", "green"],
+        ["exchange", "green"],
         ["bench", "green"],
     ]
     assert "the end" in lines
