@@ -24,10 +24,11 @@ from char_lm_runs import (
     write_words,
 )
 
-from examples.char_lm import compare, trainer
+from examples.char_lm import compare
 from examples.char_lm.__main__ import main
 from examples.char_lm.checkpoint import RUN_FILES
 from examples.char_lm.commands import sample as sample_command
+from examples.common import trainer
 
 
 @pytest.fixture

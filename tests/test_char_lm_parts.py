@@ -23,13 +23,14 @@ from examples.char_lm.data import (
 from examples.char_lm.evaluate import IGNORED, evaluate, evaluation_streams
 from examples.char_lm.model import CharLM
 from examples.char_lm.ngram import ngram_baseline, ngram_probabilities
-from examples.char_lm.record import MAX_POINTS, Curve, RunRecord
+from examples.char_lm.record import RunRecord
 from examples.char_lm.sampling import Sampler, SamplingOptions, probabilities, sample
-from examples.char_lm.trainer import clip_gradients
 from examples.common import machine
 from examples.common.errors import UserError
 from examples.common.files import atomic_write, write_text
+from examples.common.optimize import clip_gradients
 from examples.common.progress import Progress
+from examples.common.record import MAX_POINTS, Curve
 from examples.common.schedule import learning_rate_factor
 
 backends = pytest.mark.parametrize("backend", ["torch", "fastlstm"])

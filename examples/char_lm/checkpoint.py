@@ -9,15 +9,15 @@ from typing import Any
 
 import torch
 
-from ..common.errors import UserError
+from ..common.checkpoint import config_of, find, load_weights
 from ..common.files import load_checkpoint
+from ..common.trainer import BEST, LAST
 from .config import Config
 from .data import Vocabulary
 from .model import CharLM
 
 PROGRAM = "fastlstm.examples.char_lm"
 VERSION = 1
-LAST, BEST = "checkpoint.pt", "best.pt"
 RUN_FILES = (LAST, BEST, "loss.png", "samples.md", "metrics.json")
 _OLD_LAYERS = re.compile("^lstm[.]")
 
@@ -45,36 +45,6 @@ def read(path: Path) -> dict[str, Any]:
     return checkpoint
 
 
-def find(path: Path) -> Path:
-    """The file meant by ``path``: itself, or a run directory's best weights, else its last."""
-    if not path.is_dir():
-        return path
-    best = path / BEST
-    return best if best.exists() else path / LAST
-
-
-def config_of(checkpoint: dict[str, Any], path: Path) -> Config:
-    """The run's settings; UserError if they are not those of this version."""
-    try:
-        return Config.from_dict(checkpoint["config"])
-    except (KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{path} holds no valid settings of a run") from error
-
-
-def load_weights(model: CharLM, checkpoint: dict[str, Any], path: Path) -> None:
-    """Copies the weights into ``model``; UserError, one line, if a name or a shape differs."""
-    stored, own = checkpoint.get("model"), model.state_dict()
-    if not isinstance(stored, dict) or stored.keys() != own.keys():
-        raise UserError(f"{path} holds another kind of model: its parameters have other names")
-    for name, tensor in own.items():
-        found, expected = tuple(stored[name].shape), tuple(tensor.shape)
-        if found != expected:
-            raise UserError(
-                f"{path} holds a model of another shape: {name} is {found}, not {expected}"
-            )
-    model.load_state_dict(stored)
-
-
 def load_model(
     path: Path, *, backend: str | None, device: torch.device
 ) -> tuple[CharLM, Vocabulary, dict[str, Any]]:
@@ -84,7 +54,7 @@ def load_model(
     """
     path = find(path)
     checkpoint = read(path)
-    checkpoint["config"] = config = config_of(checkpoint, path)
+    checkpoint["config"] = config = config_of(Config, checkpoint, path)
     if backend is not None:
         config = dataclasses.replace(config, backend=backend)
     vocabulary = Vocabulary(checkpoint["vocabulary"])

@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
-from argparse import SUPPRESS
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
-from ..common.errors import UserError
-from ..common.schedule import SCHEDULES
-from .config import BACKENDS, CELLS, DEFAULT_LEARNING_RATE, DEFAULT_MINUTES, OPTIMIZERS, Config
+from ..common import cli
+from ..common.cli import Parser, add_files, add_machine, add_model, add_training, setting_adder
+from ..common.config import BACKENDS, CELLS
+from .config import Config
 
-
-class Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise UserError(f"{message} (see --help)")
+RUNS = Path("runs/char_lm")
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -37,8 +33,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
 
 def given_settings(options: argparse.Namespace) -> dict[str, Any]:
     """The settings of Config that were given on the command line."""
-    names = {field.name for field in dataclasses.fields(Config)}
-    settings = {name: value for name, value in vars(options).items() if name in names}
+    settings = cli.given_settings(Config, options)
     if "text" in settings:
         # Absolute, so that a run can be resumed from anywhere.
         settings["text"] = tuple(str(Path(name).absolute()) for name in settings["text"])
@@ -51,16 +46,7 @@ def _embedding(text: str) -> int:
 
 def _add_train(parser: argparse.ArgumentParser) -> None:
     defaults = Config()
-    rates = ", ".join(f"{name} {rate:g}" for name, rate in DEFAULT_LEARNING_RATE.items())
-
-    def add(group: Any, name: str, help: str, **options: Any) -> None:
-        default = getattr(defaults, name)
-        if default is not None and default is not False and default != ():
-            help += (
-                f" (default {default:g})" if isinstance(default, float) else f" (default {default})"
-            )
-        flag = "--" + name.replace("_", "-")
-        group.add_argument(flag, dest=name, help=help, default=SUPPRESS, **options)
+    add = setting_adder(defaults)
 
     text = parser.add_argument_group("text")
     add(text, "text", "files to learn; default: the running Python's standard library source",
@@ -79,27 +65,11 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
     add(model, "dropout", "between layers and before the output", type=float, metavar="P")
     add(model, "forget_bias", "initial bias of the LSTM's forget gate", type=float, metavar="B")
 
-    training = parser.add_argument_group("training")
-    budget = training.add_mutually_exclusive_group()
-    add(budget, "minutes", f"train this long in all (default {DEFAULT_MINUTES:g})",
-        type=float, metavar="M")  # fmt: skip
-    add(budget, "epochs", "train this many passes over the text in all", type=float, metavar="E")
-    add(budget, "steps", "train this many steps in all", type=int, metavar="N")
+    training = add_training(parser, add, defaults, "text")
     add(training, "seq", "characters back-propagated through at a time", type=int, metavar="T")
     add(training, "batch", "places in the text read side by side", type=int, metavar="N")
     add(training, "reset", "chance that a place forgets its state at a step",
         type=float, metavar="P")  # fmt: skip
-    add(training, "optimizer", "update rule", choices=OPTIMIZERS)
-    add(training, "lr", f"learning rate (default {rates})", type=float, metavar="R")
-    add(training, "schedule", "decay of the learning rate", choices=SCHEDULES)
-    add(training, "warmup", "steps of rising learning rate first", type=int, metavar="N")
-    add(training, "final_lr", "cosine, linear: where to end, as a share of the learning rate",
-        type=float, metavar="F")  # fmt: skip
-    add(training, "decay_rate", "exponential: factor an epoch", type=float, metavar="F")
-    add(training, "decay_after", "exponential: epochs before it starts", type=float, metavar="E")
-    add(training, "clip_norm", "largest gradient norm, 0 for none", type=float, metavar="X")
-    add(training, "clip_value", "largest gradient element, 0 for none", type=float, metavar="X")
-    add(training, "weight_decay", "weight decay of the optimizer", type=float, metavar="X")
     add(training, "seed", "of the weights, dropout and samples", type=int, metavar="S")
 
     watching = parser.add_argument_group("watching")
@@ -114,39 +84,15 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
     watching.add_argument("--compare", action="store_true",
         help="first measure characters per second with both backends")  # fmt: skip
 
-    files = parser.add_argument_group("files")
-    files.add_argument("--out", type=Path, metavar="DIR",
-        help="where the run goes (default: the next free runs/char_lm/NNN)")  # fmt: skip
-    files.add_argument("--resume", type=Path, metavar="DIR",
-        help="go on with the run in DIR, bit for bit as if it had not stopped")  # fmt: skip
-    files.add_argument("--overwrite", action="store_true", help="replace a run that is in --out")
-    add(files, "save_every", "seconds between checkpoints", type=float, metavar="S")
+    add_files(parser, add, RUNS)
 
     machine = parser.add_argument_group("machine")
     add(machine, "backend", "whose recurrent layers", choices=BACKENDS)
-    _add_machine(machine)
-
-
-def _add_machine(group: Any, *, device: str = SUPPRESS, threads: Any = SUPPRESS) -> None:
-    group.add_argument("--device", metavar="NAME", default=device,
-        help="cpu, cuda or auto (default cpu)")  # fmt: skip
-    shown = 0 if threads is SUPPRESS else threads
-    group.add_argument("--threads", type=int, metavar="N", default=threads,
-        help=f"CPU threads, 0: as PyTorch chooses (default {shown})")  # fmt: skip
-
-
-def _add_model(parser: argparse.ArgumentParser, threads: int) -> None:
-    parser.add_argument(
-        "model", type=Path, metavar="MODEL", help="a run's directory or a checkpoint"
-    )
-    parser.add_argument(
-        "--backend", choices=BACKENDS, help="whose recurrent layers (default: the run's)"
-    )
-    _add_machine(parser, device="cpu", threads=threads)
+    add_machine(machine)
 
 
 def _add_sample(parser: argparse.ArgumentParser) -> None:
-    _add_model(parser, threads=1)
+    add_model(parser, threads=1)
     prime = parser.add_mutually_exclusive_group()
     prime.add_argument("--prime", metavar="TEXT", help="text to go on from (default: a new line)")
     prime.add_argument("--prime-file", type=Path, metavar="FILE", help="the same, from a file")
@@ -166,7 +112,7 @@ def _add_sample(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_eval(parser: argparse.ArgumentParser) -> None:
-    _add_model(parser, threads=0)
+    add_model(parser, threads=0)
     parser.add_argument("--text", nargs="+", metavar="FILE",
         help="files to score (default: the validation split of the run)")  # fmt: skip
     parser.add_argument("--json", action="store_true", help="print one JSON object instead")

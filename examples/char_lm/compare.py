@@ -10,13 +10,14 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
+from ..common.config import BACKENDS
 from ..common.errors import TrainingError
-from .config import BACKENDS, Config
+from ..common.optimize import clip_gradients, make_optimizer
+from ..common.turns import describe_ratios, paired_ratios, time_in_turns
+from .config import Config
 from .data import TrainingStreams
 from .model import CharLM
-from .trainer import clip_gradients, make_optimizer
 
-ROUNDS = 7
 SECONDS_A_TURN = 0.15
 TOLERANCE = 1e-4  # relative, between two losses in float32
 
@@ -31,10 +32,8 @@ class Comparison:
 
     def __str__(self) -> str:
         speeds = ", ".join(f"{name} {speed:,.0f}" for name, speed in self.speed.items())
-        ratio = statistics.median(self.ratios)
         return (
-            f"{speeds} characters per second: {ratio:.2f} times "
-            f"({min(self.ratios):.2f} to {max(self.ratios):.2f} in {len(self.ratios)} pairs); "
+            f"{speeds} characters per second: {describe_ratios(self.ratios)}; "
             f"same loss within {self.loss_difference:.0e}"
         )
 
@@ -64,18 +63,12 @@ def _compare(
         raise TrainingError(
             f"the backends disagree: loss {first} with {BACKENDS[0]}, {second} with {BACKENDS[1]}"
         )
-    for step in steps.values():
-        step.run(1)
-    repeat = max(1, round(SECONDS_A_TURN / max(step.run(1) for step in steps.values())))
-    times: dict[str, list[float]] = {name: [] for name in steps}
-    for _ in range(ROUNDS):
-        for name, step in steps.items():
-            times[name].append(step.run(repeat) / repeat)
+    times = time_in_turns(
+        {name: step.run for name, step in steps.items()}, seconds_a_turn=SECONDS_A_TURN
+    )
     chars = streams.batch * streams.seq
     speed = {name: chars / statistics.median(values) for name, values in times.items()}
-    ours, theirs = (times[name] for name in BACKENDS)
-    ratios = [slow / fast for fast, slow in zip(ours, theirs, strict=True)]
-    return Comparison(speed, ratios, difference)
+    return Comparison(speed, paired_ratios(times, *BACKENDS), difference)
 
 
 class _Stepper:

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from types import ModuleType
-
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..common.errors import UserError
+from ..common.layers import make_rnn
 from .config import Config
 
 State = tuple[Tensor, ...]  # LSTM: h, c; GRU and RNN: h; each [layers, N, H]
@@ -23,7 +20,15 @@ class CharLM(nn.Module):
         self.backend = config.backend
         width = config.embedding
         self.embedding = nn.Embedding(vocab_size, width) if width else None
-        self.rnn = _make_rnn(width or vocab_size, config)
+        self.rnn = make_rnn(
+            config.backend,
+            config.cell,
+            width or vocab_size,
+            config.hidden,
+            layers=config.layers,
+            dropout=config.dropout,
+            forget_bias=config.forget_bias,
+        )
         self.dropout = nn.Dropout(config.dropout)
         self.head = nn.Linear(config.hidden, vocab_size)
 
@@ -46,37 +51,3 @@ class CharLM(nn.Module):
         if self.embedding is not None:
             return self.embedding(tokens)
         return F.one_hot(tokens, self.vocab_size).to(self.head.weight.dtype)
-
-
-def _make_rnn(input_size: int, config: Config) -> nn.Module:
-    # Dropout is between layers only; with one layer there is no between.
-    options = {"dropout": config.dropout if config.layers > 1 else 0.0}
-    if config.cell == "lstm" and config.backend == "fastlstm":
-        options["forget_bias"] = config.forget_bias
-    rnn_class = getattr(_package(config.backend), config.cell.upper())
-    rnn = rnn_class(input_size, config.hidden, config.layers, **options)
-    if config.cell == "lstm" and config.backend == "torch":
-        _set_forget_bias(rnn, config.forget_bias)
-    return rnn
-
-
-def _package(backend: str) -> ModuleType:
-    if backend == "torch":
-        return nn
-    try:
-        import fastlstm
-    except ImportError as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(
-            f"--backend fastlstm: {reason}; --backend torch works without it"
-        ) from error
-    return fastlstm
-
-
-@torch.no_grad()
-def _set_forget_bias(lstm: nn.LSTM, value: float) -> None:
-    """What ``fastlstm.LSTM(forget_bias=value)`` does: gates are stacked i, f, g, o."""
-    forget = slice(lstm.hidden_size, 2 * lstm.hidden_size)
-    for layer in range(lstm.num_layers):
-        getattr(lstm, f"bias_ih_l{layer}")[forget] = value
-        getattr(lstm, f"bias_hh_l{layer}")[forget] = 0.0

@@ -101,7 +101,7 @@ def write_metrics(
             "chars": record.chars,
             "finished": record.finished,
             "grad_norm": record.averages.get("grad_norm"),
-            "clipped_share": record.clipped / max(1, record.step),
+            "clipped_share": record.clipped_share,
             **facts,
             "torch": torch.__version__,
             "threads": torch.get_num_threads(),

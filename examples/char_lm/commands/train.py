@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
-import os
 import sys
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +14,18 @@ from ...common.distributed import processes
 from ...common.errors import UserError
 from ...common.interrupt import StopRequest
 from ...common.machine import set_up_machine
+from ...common.runs import (
+    claim,
+    refuse_mixed,
+    refuse_used,
+    require_packages,
+    restore,
+    resumed_config,
+)
 from .. import checkpoint as checkpoints
-from ..cli import given_settings
+from ..cli import RUNS, given_settings
 from ..compare import compare_backends
-from ..config import BUDGETS, FIXED_ON_RESUME, Config
+from ..config import Config
 from ..data import Corpus, TrainingStreams, Vocabulary, fit_streams, load_corpus, split
 from ..evaluate import evaluate
 from ..model import CharLM
@@ -28,12 +33,10 @@ from ..ngram import Baseline, ngram_baseline
 from ..report import nats_and_bits, write_metrics, write_plot
 from ..trainer import Trainer
 
-RUNS = Path("runs/char_lm")
-
 
 def run(options: argparse.Namespace) -> int:
     """Trains. Whatever can be wrong is found before the first file is written."""
-    _require_packages()
+    require_packages("tqdm", "matplotlib")
     with processes() as group, StopRequest() as stop:
         if options.resume:
             config, stored = _resumed(options)
@@ -41,7 +44,7 @@ def run(options: argparse.Namespace) -> int:
         else:
             config, stored = Config(**given_settings(options)), None
             out = options.out
-            _refuse_used(out, options.overwrite)
+            refuse_used(out, checkpoints.RUN_FILES, overwrite=options.overwrite)
         device = set_up_machine(config.device, config.threads)
         corpus = load_corpus(config)
         if stored and stored["facts"]["corpus"]["sha256"] != corpus.sha256:
@@ -56,7 +59,7 @@ def run(options: argparse.Namespace) -> int:
         model = CharLM(len(vocabulary), config).to(device)
         trainer = Trainer(config, model, vocabulary, streams, val_ids, group)
         if stored:
-            _restore(trainer, stored, out)
+            restore(trainer, stored, out)
         trainer.facts = {
             **_facts(corpus, trainer),
             "baseline": stored["facts"]["baseline"] if stored else None,
@@ -71,7 +74,7 @@ def run(options: argparse.Namespace) -> int:
                 print(f"speed       {compare_backends(config, len(vocabulary), streams, device)}")
             if not stored:
                 trainer.facts["baseline"] = _baseline(config, vocabulary, train_ids, val_ids)
-                out = _claim(out)
+                out = claim(out, checkpoints.RUN_FILES, RUNS)
         _print_baseline(trainer)
         trainer.run(out or Path(), lambda: stop)
         if group.is_main:
@@ -79,78 +82,11 @@ def run(options: argparse.Namespace) -> int:
     return 0
 
 
-def _require_packages() -> None:
-    for package in ("tqdm", "matplotlib"):
-        if find_spec(package) is None:
-            raise UserError(f"training needs {package}: pip install tqdm matplotlib")
-
-
 def _resumed(options: argparse.Namespace) -> tuple[Config, dict[str, Any]]:
     """The settings to go on with and the checkpoint; UserError if they would make another run."""
-    path = options.resume / checkpoints.LAST
-    if options.overwrite:
-        raise UserError("--resume goes on with a run, --overwrite starts one: give only one")
-    if options.out and options.out.absolute() != options.resume.absolute():
-        raise UserError("--resume goes on in the run's own directory; leave out --out")
-    stored = checkpoints.read(path)
-    old = checkpoints.config_of(stored, path)
-    if "optimizer" not in stored:
-        raise UserError(f"{path} holds weights only; it cannot be resumed")
-    given = given_settings(options)
-    for name in FIXED_ON_RESUME:
-        if name in given and given[name] != getattr(old, name):
-            raise UserError(
-                f"--{name.replace('_', '-')} {given[name]} cannot be changed on --resume: "
-                f"the run has {getattr(old, name)}; start a new run in another --out"
-            )
-    if not given.keys().isdisjoint(BUDGETS):
-        given = {**dict.fromkeys(BUDGETS), **given}
-    return dataclasses.replace(old, **given), stored
-
-
-def _restore(trainer: Trainer, stored: dict[str, Any], out: Path) -> None:
-    """Puts ``trainer`` where the checkpoint was saved; UserError if no steps are left."""
-    checkpoints.load_weights(trainer.model, stored, out / checkpoints.LAST)
-    old_budget = {name: stored["config"][name] for name in BUDGETS}
-    new_budget = {name: getattr(trainer.config, name) for name in BUDGETS}
-    trainer.restore(stored, new_budget=old_budget != new_budget)
-    if trainer.finished:
-        record = trainer.record
-        raise UserError(
-            f"the run in {out} is finished ({record.step} steps, {record.seconds / 60:.1f} min); "
-            "give a larger --minutes, --epochs or --steps to go on"
-        )
-
-
-def _refuse_used(out: Path | None, overwrite: bool) -> None:
-    """UserError if ``out`` cannot be a run's directory, or is one already."""
-    if out is None:
-        return
-    path = out.absolute()
-    base = next(folder for folder in (path, *path.parents) if folder.exists())
-    if not base.is_dir():
-        raise UserError(f"cannot write to --out {out}: {base} is not a directory")
-    if not os.access(base, os.W_OK | os.X_OK):
-        raise UserError(f"cannot write to --out {out}: no permission in {base}")
-    if not overwrite and any((out / name).exists() for name in checkpoints.RUN_FILES):
-        raise UserError(f"{out} holds a run: --resume {out} continues, --overwrite replaces it")
-
-
-def _claim(out: Path | None) -> Path:
-    """Makes the directory of a new run: ``out`` without an old run in it, or the next free one."""
-    try:
-        if out is not None:
-            out.mkdir(parents=True, exist_ok=True)
-            for name in checkpoints.RUN_FILES:
-                (out / name).unlink(missing_ok=True)
-            return out
-        RUNS.mkdir(parents=True, exist_ok=True)
-        taken = [int(path.name) for path in RUNS.iterdir() if path.name.isdecimal()]
-        out = RUNS / f"{max(taken, default=0) + 1:03d}"
-        out.mkdir()
-        return out
-    except OSError as error:
-        raise UserError(f"cannot write to {out or RUNS}: {error.strerror}") from error
+    refuse_mixed(options)
+    stored = checkpoints.read(options.resume / checkpoints.LAST)
+    return resumed_config(Config, options, given_settings(options), stored), stored
 
 
 def _facts(corpus: Corpus, trainer: Trainer) -> dict[str, Any]:
@@ -195,9 +131,6 @@ def _print_header(corpus: Corpus, trainer: Trainer) -> None:
     shrunk = ""
     if (streams.batch, streams.seq) != (config.batch, config.seq):
         shrunk = f" (not {config.batch} x {config.seq}: the text is short)"
-    budget = f"{(config.time_budget or 0) / 60:g} min"
-    if config.time_budget is None:
-        budget = f"{config.steps} steps" if config.steps else f"{config.epochs:g} epochs"
     print(f"text        {corpus.describe()}")
     print(
         f"split       {facts['corpus']['train']:,} to train on, the last "
@@ -209,7 +142,7 @@ def _print_header(corpus: Corpus, trainer: Trainer) -> None:
     )
     print(
         f"training    {streams.batch} streams x {streams.seq} characters a step{shrunk}, "
-        f"{config.optimizer} {config.learning_rate:g} {config.schedule}, {budget}"
+        f"{config.optimizer} {config.learning_rate:g} {config.schedule}, {config.budget}"
     )
     if trainer.record.step:
         print(f"resumed     after step {trainer.record.step}")

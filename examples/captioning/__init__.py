@@ -1,0 +1,1 @@
+"""Image captioning with and without attention: ``python -m examples.captioning {train,caption,...}``."""

@@ -1,0 +1,68 @@
+"""What is kept of a run: ``checkpoint.pt`` to go on from, ``best.pt`` to use."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..common.checkpoint import config_of, find, load_weights
+from ..common.errors import UserError
+from ..common.files import load_checkpoint
+from ..common.trainer import BEST, LAST
+from .config import Config
+from .model import Captioner
+from .vocabulary import Vocabulary
+
+PROGRAM = "fastlstm.examples.captioning"
+VERSION = 1
+RUN_FILES = (LAST, BEST, "loss.png", "gallery.html", "attention.png", "metrics.json")
+
+
+def pack_model(
+    model: Captioner, vocabulary: Vocabulary, config: Config, input_shape: tuple[int, ...]
+) -> dict[str, Any]:
+    """The part that ``caption`` and ``eval`` need."""
+    return {
+        "program": PROGRAM,
+        "version": VERSION,
+        "config": config.to_dict(),
+        "vocabulary": vocabulary.state_dict(),
+        "input_shape": list(input_shape),
+        "model": model.state_dict(),
+    }
+
+
+def read(path: Path) -> dict[str, Any]:
+    """The checkpoint in file ``path``."""
+    return load_checkpoint(path, program=PROGRAM, version=VERSION)
+
+
+def input_shape_of(checkpoint: dict[str, Any], path: Path) -> tuple[int, ...]:
+    """[3, S, S] of the images the model takes, or [C, H, W] of the features."""
+    shape = checkpoint.get("input_shape")
+    if not isinstance(shape, list) or len(shape) != 3 or not all(isinstance(n, int) for n in shape):
+        raise UserError(f"{path} does not say what its model takes")
+    return tuple(shape)
+
+
+def load_model(
+    path: Path, *, backend: str | None, device: torch.device
+) -> tuple[Captioner, Vocabulary, dict[str, Any]]:
+    """The model in ``path`` (a file or a run directory), ready to use, and the checkpoint.
+
+    ``backend`` None takes the run's. The checkpoint's "config" is a Config here.
+    """
+    path = find(path)
+    checkpoint = read(path)
+    checkpoint["config"] = config = config_of(Config, checkpoint, path)
+    if backend is not None:
+        config = dataclasses.replace(config, backend=backend)
+    # The weights come from the checkpoint: the file they began from may be gone.
+    config = dataclasses.replace(config, weights=None)
+    vocabulary = Vocabulary.from_state_dict(checkpoint.get("vocabulary"))
+    model = Captioner(len(vocabulary), config, input_shape_of(checkpoint, path)[0])
+    load_weights(model, checkpoint, path)
+    return model.to(device).eval(), vocabulary, checkpoint
