@@ -24,7 +24,7 @@ class Config(TrainingConfig):
     features: str | None = None  # .npz: features instead of pictures
     scenes: int = 8000
     val_scenes: int = 500  # unseen combinations
-    val_fraction: float = 0.1  # of a JSON file without a split of its own
+    val_fraction: float = 0.1  # of the pictures of a caption file
     strict: bool = False
     word_threshold: int = 5
     max_length: int = 20  # words of a caption
