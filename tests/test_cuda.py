@@ -344,6 +344,16 @@ def test_token_out_of_range(dev: Device) -> None:
         module(torch.tensor([[0, 1], [3, 2]]))
 
 
+def test_input_projected_in_several_chunks() -> None:
+    """A batch whose gates take 18 MB, and its halves, which are one chunk of 16 MB each."""
+    module = fastlstm.LSTM(1, 64, bidirectional=True).requires_grad_(False)
+    x = torch.randn(68, 256, 1)
+    with device("simt"):
+        whole = module(x)[0]
+        halves = [module(half)[0] for half in x.chunk(2, dim=1)]
+    assert torch.equal(whole, torch.cat(halves, dim=1))
+
+
 @modes
 def test_random_schedules(mode: str) -> None:
     """Whatever the order in which threads run, the bits are the same."""
