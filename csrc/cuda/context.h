@@ -3,6 +3,8 @@
 
 #include <cuda_runtime_api.h>
 
+#include "heuristics.h"
+
 namespace fastlstm {
 namespace cuda {
 
@@ -12,6 +14,9 @@ cudaStream_t current_stream();
 // Whether float32 products may use TF32: torch.backends.cudnn.allow_tf32 (rnn.fp32_precision), the
 // switch that torch.nn's recurrent layers obey.
 bool allows_tf32();
+
+// Of the current device.
+DeviceProperties device_properties();
 
 }  // namespace cuda
 }  // namespace fastlstm

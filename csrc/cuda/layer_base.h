@@ -14,6 +14,7 @@
 #include "context.h"
 #include "dtypes.h"
 #include "gemm.h"
+#include "persistent_block.h"
 #include "step.h"
 
 namespace fastlstm {
@@ -40,8 +41,9 @@ class LayerBase {
         P_(input.weights[0].w_hh.size(1)),
         D_(plan.directions),
         reserve_stride_((cell_.reserve + projected_) * H_),
+        tf32_(allows_tf32()),
         stream_(current_stream()),
-        blas_(allows_tf32()) {
+        blas_(tf32_) {
     if (!plan.packed && !plan.complete) make_row_tables();
   }
 
@@ -65,6 +67,20 @@ class LayerBase {
   }
   const bool* cut_before(int d, int64_t t) const { return cut(d == 0 ? t : t + 1); }
   const bool* cut_after(int d, int64_t t) const { return cut(d == 0 ? t + 1 : t); }
+
+  Method method(size_t block_shared_bytes) const {
+    return choose_method({projected_, block_shared_bytes}, device_properties(), wanted_kernel());
+  }
+
+  // For the persistent kernels, which find the rows of a step themselves.
+  SequenceRows sequence_rows() {
+    const bool ragged = !plan_.complete;
+    if (ragged && !step_begin_.defined()) step_begin_ = device_table(plan_.step_begin);
+    return {T_,          N_,
+            H_,          ragged ? step_begin_.const_data_ptr<int64_t>() : nullptr,
+            batch_row(), input_.reset ? input_.reset->const_data_ptr<bool>() : nullptr,
+            plan_.packed};
+  }
 
   // [D, N, width] in the order of the batch -> a copy in the order of n, and back.
   Tensor sorted(const Tensor& t) const {
@@ -171,6 +187,7 @@ class LayerBase {
   const int64_t T_, N_, I_, G_, H_, P_;  // G: gates times H
   const int D_;
   const int64_t reserve_stride_;
+  const bool tf32_;
   const cudaStream_t stream_;
   const Blas blas_;
   // Where sequences have several lengths: [N] batch row of the n-th longest, [rows] row of x of
@@ -178,17 +195,22 @@ class LayerBase {
   Tensor batch_row_, input_row_;
 
  private:
-  void make_row_tables() {
-    const auto options = options_.dtype(at::kLong);
-    batch_row_ = at::empty({N_}, options);
+  Tensor device_table(const std::vector<int64_t>& values) const {
+    const int64_t size = static_cast<int64_t>(values.size());
+    Tensor table = at::empty({size}, options_.dtype(at::kLong));
     WriteTable w{};
-    for (int64_t n = 0; n < N_; n += w.count) {
-      w.table = batch_row_.data_ptr<int64_t>() + n;
-      w.count = static_cast<int>(std::min<int64_t>(kTableChunk, N_ - n));
-      std::copy_n(plan_.batch_row.begin() + n, w.count, w.values);
+    for (int64_t i = 0; i < size; i += w.count) {
+      w.table = table.data_ptr<int64_t>() + i;
+      w.count = static_cast<int>(std::min<int64_t>(kTableChunk, size - i));
+      std::copy_n(values.begin() + i, w.count, w.values);
       write_table(w, stream_);
     }
-    input_row_ = at::empty({plan_.rows()}, options);
+    return table;
+  }
+
+  void make_row_tables() {
+    batch_row_ = device_table(plan_.batch_row);
+    input_row_ = at::empty({plan_.rows()}, options_.dtype(at::kLong));
     WriteInputRows p{};
     p.input_row = input_row_.data_ptr<int64_t>();
     p.batch_row = batch_row();
@@ -200,6 +222,8 @@ class LayerBase {
       write_input_rows(p, stream_);
     }
   }
+
+  Tensor step_begin_;
 };
 
 }  // namespace cuda

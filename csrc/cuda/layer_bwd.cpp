@@ -32,7 +32,11 @@ class LayerBwd : LayerBase<S> {
 
   void operator()() {
     allocate();
-    for (int64_t s = T_ - 1; s >= 0; --s) step(s);
+    if (this->method(block_bwd_shared_bytes<S>(input_.cell, H_, this->tf32_)) == Method::kBlock) {
+      all_steps_in_block();
+    } else {
+      for (int64_t s = T_ - 1; s >= 0; --s) step(s);
+    }
     if (needs_.state) state_grads();
     for (int d = 0; d < D_; ++d) {
       if (needs_.x) input_grad(d);
@@ -66,6 +70,43 @@ class LayerBwd : LayerBase<S> {
       dh_unprojected_ = empty_sums({N_, H_});
     }
     if (needs_.x) dx_ = this->input_row_.defined() ? empty({rows(), I_}) : out_.dx.view({-1, I_});
+  }
+
+  void all_steps_in_block() {
+    SequenceBwd<S> p{};
+    p.rows = this->sequence_rows();
+    p.w_hh_stride = D_ == 1 ? this->row_stride(w_hh_) : P_;
+    p.h_stride = D_ * P_;
+    p.c_stride = D_ * H_;
+    p.directions = D_;
+    auto strides = [&](const std::optional<Tensor>& grad, int64_t& t_stride, int64_t& n_stride) {
+      if (!grad) return;
+      t_stride = plan_.packed ? 0 : grad->stride(0);
+      n_stride = grad->stride(plan_.packed ? 0 : 1);
+    };
+    strides(grads_.y, p.dy_t_stride, p.dy_n_stride);
+    strides(grads_.c, p.dc_seq_t_stride, p.dc_seq_n_stride);
+    for (int d = 0; d < D_; ++d) {
+      SequenceBwdDirection<S>& b = p.direction[d];
+      b.reverse = d == 1;
+      b.w_hh = data<S>(w_hh_, d * G_ * P_);
+      if (reserve_stride_ > 0)
+        b.reserve = data<S>(kept_.reserve, d * plan_.input_rows * reserve_stride_);
+      const int64_t initial = plan_.initial_row(d);
+      b.h = data<S>(kept_.h, N_ * p.h_stride + d * P_);
+      b.h_initial = data<S>(kept_.h, initial * p.h_stride + d * P_);
+      if (cell_.has_c) {
+        b.c = data<A>(kept_.c, N_ * p.c_stride + d * H_);
+        b.c_initial = data<A>(kept_.c, initial * p.c_stride + d * H_);
+      }
+      if (grads_.y) b.dy = data<S>(*grads_.y, d * P_);
+      if (grads_.c) b.dc_seq = data<A>(*grads_.c, d * H_);
+      b.dh = mutable_data<A>(dh_, d * N_ * P_);
+      if (carry_.defined()) b.carry = mutable_data<A>(carry_, d * N_ * H_);
+      b.dgates = mutable_data<S>(dgates_, d * rows() * Q_);
+      if (h_operand_.defined()) b.h_operand = mutable_data<S>(h_operand_, d * rows() * P_);
+    }
+    block_bwd<S>(input_.cell, p, stream_);
   }
 
   void step(int64_t s) {

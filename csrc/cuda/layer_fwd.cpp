@@ -35,11 +35,16 @@ class LayerFwd : LayerBase<S> {
     allocate();
     const int64_t steps =
         std::clamp<int64_t>(kChunkBytes / (N_ * G_ * static_cast<int64_t>(sizeof(A))), 1, T_);
-    for (int64_t s = 0; s < T_; ++s) {
-      for (int d = 0; d < D_ && !tokens_; ++d) {
-        if (s % steps == 0) project_input(d, s, std::min(s + steps, T_));
+    const bool block =
+        this->method(block_fwd_shared_bytes<S>(input_.cell, H_, this->tf32_)) == Method::kBlock;
+    for (int64_t begin = 0; begin < T_; begin += steps) {
+      const int64_t end = std::min(begin + steps, T_);
+      for (int d = 0; d < D_ && !tokens_; ++d) project_input(d, begin, end);
+      if (block) {
+        steps_in_block(begin, end);
+      } else {
+        for (int64_t s = begin; s < end; ++s) step(s);
       }
-      step(s);
     }
     this->unsort(h_operand_, out_.h_n);
     if (cell_.has_c) this->unsort(state_, out_.c_n);
@@ -87,6 +92,39 @@ class LayerFwd : LayerBase<S> {
     if (!igates_[d].defined() || igates_[d].size(0) < rows) igates_[d] = empty_sums({rows, G_});
     matmul(x_.narrow(0, k, rows), false, input_.weights[d].w_ih, true,
            igates_[d].narrow(0, 0, rows));
+  }
+
+  // Steps [s_begin, s_end) in one launch.
+  void steps_in_block(int64_t s_begin, int64_t s_end) {
+    SequenceFwd<S> p{};
+    p.rows = this->sequence_rows();
+    p.w_hh_stride = D_ == 1 ? this->row_stride(w_hh_) : P_;
+    p.h_stride = D_ * P_;
+    p.c_stride = D_ * H_;
+    p.directions = D_;
+    for (int d = 0; d < D_; ++d) {
+      SequenceFwdDirection<S>& f = p.direction[d];
+      f.reverse = d == 1;
+      f.t_begin = d == 0 ? s_begin : T_ - s_end;
+      f.t_end = d == 0 ? s_end : T_ - s_begin;
+      if (tokens_) {
+        p.V = table_[d].size(0);
+        f.igates = data<A>(table_[d]);
+        f.tokens = input_.x.template const_data_ptr<int64_t>();
+      } else {
+        f.igates = igates_[d].defined() ? data<A>(igates_[d]) : nullptr;
+      }
+      f.w_hh = data<S>(w_hh_, d * G_ * P_);
+      f.bias = bias_[d].defined() ? data<A>(bias_[d]) : nullptr;
+      f.state = state_.defined() ? mutable_data<A>(state_, d * N_ * H_) : nullptr;
+      f.h_operand = mutable_data<S>(h_operand_, d * N_ * P_);
+      f.h = mutable_data<S>(out_.h, N_ * p.h_stride + d * P_);
+      f.c = keep_c_ ? mutable_data<A>(out_.c, N_ * p.c_stride + d * H_) : nullptr;
+      f.reserve = keep_reserve_ && reserve_stride_ > 0
+                      ? mutable_data<S>(out_.reserve, d * plan_.input_rows * reserve_stride_)
+                      : nullptr;
+    }
+    block_fwd<S>(input_.cell, p, stream_);
   }
 
   void step(int64_t s) {

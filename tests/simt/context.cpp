@@ -10,5 +10,8 @@ cudaStream_t current_stream() { return nullptr; }
 
 bool allows_tf32() { return tf32_allowed; }
 
+// As much as the emulator's blocks may have.
+DeviceProperties device_properties() { return {227 * 1024}; }
+
 }  // namespace cuda
 }  // namespace fastlstm

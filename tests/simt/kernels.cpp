@@ -1,4 +1,11 @@
 // Every kernel of the project, compiled for the emulator.
+#include "cuda/block_bwd_bf16.cu"
+#include "cuda/block_bwd_f16.cu"
+#include "cuda/block_bwd_f32.cu"
+#include "cuda/block_f64.cu"
+#include "cuda/block_fwd_bf16.cu"
+#include "cuda/block_fwd_f16.cu"
+#include "cuda/block_fwd_f32.cu"
 #include "cuda/step_bf16.cu"
 #include "cuda/step_f16.cu"
 #include "cuda/step_f32.cu"

@@ -4,6 +4,7 @@
 
 #include "../../csrc/backend.h"
 #include "../../csrc/bind_layers.h"
+#include "../../csrc/cuda/heuristics.h"
 #include "simt.h"
 
 namespace fastlstm {
@@ -40,6 +41,13 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   using namespace fastlstm;
   m.doc() = "The CUDA kernels of fastlstm on an emulator, for tests.";
   bind_layers(m);
+  m.def(
+      "uses_block",
+      [](bool projected, size_t block_shared_bytes, size_t shared_bytes, const char* wanted) {
+        return cuda::choose_method({projected, block_shared_bytes}, {shared_bytes}, wanted) ==
+               cuda::Method::kBlock;
+      },
+      "Whether heuristics choose the kernel of a single block");
   m.def("guard_memory", &guard_memory, "Guard pages around tensors made from now on",
         pybind11::arg("on"));
   m.def("set_seed", &simt::set_seed, "Of the order in which threads run", pybind11::arg("seed"));
