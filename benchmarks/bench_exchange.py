@@ -24,8 +24,8 @@ sys.path.append(str(Path(__file__).resolve().parents[1]))
 
 from benchmarks import cli, machine
 from benchmarks.devices import DEVICES
-from benchmarks.exchange import library, rows
-from benchmarks.exchange.library import STEPS, Problem
+from benchmarks.exchange import native, rows
+from benchmarks.exchange.native import STEPS, Problem
 from benchmarks.exchange.plan import CLUSTER_SHARED_BYTES, CLUSTERS, PLAN
 from benchmarks.exchange.process import answers
 from benchmarks.gpu_phases import arch
@@ -169,11 +169,11 @@ def check_csv(parser: argparse.ArgumentParser, path: Path | None) -> None:
 def prepare(parser: argparse.ArgumentParser, folder: Path) -> Path:
     """The library for the GPU at hand. Ends the program with one line where there cannot be one."""
     reason = DEVICES["cuda"]().why_unusable()
-    if reason is None and library.find_nvcc() is None:
+    if reason is None and native.find_nvcc() is None:
         reason = "nvcc was not found: set CUDA_HOME, or put it on PATH"
     if reason is not None:
         parser.exit(2, f"{parser.prog}: error: needs a GPU and nvcc: {reason}\n")
-    return library.build(folder, arch(torch.cuda.get_device_capability()).replace(".", ""))
+    return native.build(folder, arch(torch.cuda.get_device_capability()).replace(".", ""))
 
 
 class Report:

@@ -46,7 +46,7 @@ class Workplace:
     environ: Mapping[str, str] = field(default_factory=lambda: dict(os.environ))
 
     @property
-    def library(self) -> Path:
+    def package_folder(self) -> Path:
         """What the build makes: the folder of the package fastlstm."""
         return self.build / "lib"
 
@@ -57,20 +57,20 @@ class Workplace:
 
     @property
     def extension(self) -> Path | None:
-        return next((self.library / "fastlstm").glob("_C*.so"), None)
+        return next((self.package_folder / "fastlstm").glob("_C*.so"), None)
 
     def run(self, command: Sequence[object], log: str, seconds: float, **environ: str) -> Finished:
-        """Run `command` on the package in `library`, not on the one beside the sources."""
-        paths = [str(self.library), *filter(None, [self.environ.get("PYTHONPATH")])]
+        """Run `command` on the package in `package_folder`, not on the one beside the sources."""
+        paths = [str(self.package_folder), *filter(None, [self.environ.get("PYTHONPATH")])]
         fixed = {"PYTHONPATH": os.pathsep.join(paths), "PYTHONUNBUFFERED": "1"}
         # Working there because `python -m` looks there first.
-        self.library.mkdir(parents=True, exist_ok=True)
+        self.package_folder.mkdir(parents=True, exist_ok=True)
         return run_logged(
             [str(part) for part in command],
             self.logs / f"{log}.log",
             seconds,
             environ={**self.environ, **fixed, **environ},
-            cwd=self.library,
+            cwd=self.package_folder,
         )
 
 
@@ -106,7 +106,7 @@ def build_extension(place: Workplace, seconds: float) -> Result:
     done = run_logged(
         [
             *(sys.executable, "setup.py", "egg_info", "--egg-base", str(temporary)),
-            *("build", "--build-base", str(temporary), "--build-lib", str(place.library)),
+            *("build", "--build-base", str(temporary), "--build-lib", str(place.package_folder)),
         ],
         place.logs / "build.log",
         seconds,
@@ -255,5 +255,7 @@ def run_phase(name: str, place: Workplace, seconds: float) -> Result:
     """Run the phase `name` of PHASES for at most `seconds`."""
     if name not in WITHOUT_EXTENSION and place.extension is None:
         # Not to be judged by another build of fastlstm, which may be installed.
-        return Result("red", f"there is no extension in {place.library}: it needs the phase build")
+        return Result(
+            "red", f"there is no extension in {place.package_folder}: it needs the phase build"
+        )
     return PHASES[name](place, seconds)

@@ -12,8 +12,6 @@ BUILD = ROOT / "build" / "simt"
 
 # The parts of csrc/cuda that need a device, and what stands in for them.
 REPLACED = ("context.cpp", "gemm.cpp")
-# Not part of the layers: the emulator's own test has a build of its own.
-OTHERS = ("selftest.cu",)
 
 
 @functools.cache

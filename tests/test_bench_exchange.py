@@ -20,14 +20,14 @@ from numpy.typing import NDArray
 sys.path.append(str(Path(__file__).resolve().parents[1]))
 
 from benchmarks import bench_exchange, gpu_check, gpu_phases
-from benchmarks.exchange import expected, library, process, rows
-from benchmarks.exchange.library import Library, Problem, WrongNumbersError
+from benchmarks.exchange import expected, native, process, rows
+from benchmarks.exchange.native import Library, Problem, WrongNumbersError
 from benchmarks.exchange.plan import CLUSTER_SHARED_BYTES, PLAN
 from benchmarks.gpu_phases import Result, Workplace
 from benchmarks.processes import Finished
 
 ROOT = Path(__file__).resolve().parents[1]
-NVCC = library.find_nvcc()
+NVCC = native.find_nvcc()
 SCHEDULES = 50
 # groups, blocks, N, H, threads, steps, launches
 GRID = (
@@ -110,7 +110,7 @@ def test_planted_mistake_is_an_error(
 
 
 def test_loops_alone_run(emulator: Library) -> None:
-    for scheme in library.EMPTY:
+    for scheme in native.EMPTY:
         assert emulator.run(scheme, GRID[0]) == [0.0, 0.0]
 
 
@@ -183,10 +183,10 @@ def hashes(problem: Problem) -> NDArray[np.uint32]:
 
 def test_one_wrong_number_of_one_thread_is_an_error() -> None:
     found = hashes(GRID[0])
-    library.check_checksums(found, GRID[0], every_warp=False)
+    native.check_checksums(found, GRID[0], every_warp=False)
     found[1, 2, 3] ^= 1
     with pytest.raises(WrongNumbersError, match="1 of 320 .* launch 1 by block 2, thread 3"):
-        library.check_checksums(found, GRID[0], every_warp=False)
+        native.check_checksums(found, GRID[0], every_warp=False)
 
 
 # What is measured.
@@ -456,7 +456,7 @@ def test_compiles_for_gpus_without_warnings(tmp_path: Path) -> None:
     strict = ["--Werror", "all-warnings", "-Xcompiler=-Wall,-Werror"]
     strict += ["-Xptxas=-Werror,--warn-on-spills", "-gencode=arch=compute_80,code=sm_80"]
     target = tmp_path / "exchange.so"
-    command = library.command(NVCC, "90a", target, strict)
+    command = native.command(NVCC, "90a", target, strict)
     result = subprocess.run(command, capture_output=True, text=True)
     assert result.returncode == 0, result.stdout + result.stderr
     built = Library(target)

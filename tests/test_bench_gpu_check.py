@@ -129,7 +129,7 @@ def test_build_is_out_of_place_and_tried_on_every_layer(place: Workplace, monkey
         if "setup.py" in command:
             # What an earlier build left is gone, so that it cannot pass for this one.
             assert place.extension is None
-            (place.library / "fastlstm" / "_C.so").touch()
+            (place.package_folder / "fastlstm" / "_C.so").touch()
         return make(command, *args, **options)
 
     monkeypatch.setattr(gpu_phases, "run_logged", compile)
@@ -142,10 +142,10 @@ def test_build_is_out_of_place_and_tried_on_every_layer(place: Workplace, monkey
     assert wanted.items() <= build["environ"].items()
     assert int(build["environ"]["MAX_JOBS"]) == len(os.sched_getaffinity(0))
     assert build["cwd"] == ROOT
-    assert str(place.library) in build["command"]
+    assert str(place.package_folder) in build["command"]
     # Not the package beside the sources, and not one that is installed.
-    assert smoke["environ"]["PYTHONPATH"] == f"{place.library}{os.pathsep}elsewhere"
-    assert smoke["cwd"] == place.library
+    assert smoke["environ"]["PYTHONPATH"] == f"{place.package_folder}{os.pathsep}elsewhere"
+    assert smoke["cwd"] == place.package_folder
     assert smoke["seconds"] == 238
 
 

@@ -101,10 +101,7 @@ def test_projection(dev: Device, case: Case, dtype: torch.dtype) -> None:
     check(dev, case, dtype)
 
 
-@modes
-def test_projection_with_reset(dev: Device, mode: str) -> None:
-    if mode != "LSTM":
-        pytest.skip("only an LSTM has a projection; the other modes have test_reset")
+def test_projection_with_reset(dev: Device) -> None:
     check(dev, replace(SMALL, proj_size=5, reset=0.4, bidirectional=True), torch.float32)
 
 

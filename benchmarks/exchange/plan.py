@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
-from benchmarks.exchange.library import STEPS, Problem
+from benchmarks.exchange.native import STEPS, Problem
 
 # N and H of the state of a whole grid, of a cluster, and of a block.
 GRID_SIZES = ((16, 768), (64, 1024), (8, 256), (16, 512), (8, 2048))

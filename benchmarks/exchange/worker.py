@@ -13,7 +13,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from benchmarks.exchange.library import EVERY_WARP, Library, Problem
+from benchmarks.exchange.native import EVERY_WARP, Library, Problem
 
 
 def measure(library: Library, job: dict) -> dict:
