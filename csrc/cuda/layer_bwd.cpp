@@ -69,6 +69,8 @@ class LayerBwd : LayerBase<S> {
       dh_whole_ = empty({D_, rows(), P_});
       dh_unprojected_ = empty_sums({N_, H_});
     }
+    // Once for both directions: it may be a copy.
+    if (needs_.weights || needs_.embedding) x_ = this->compact_x();
     if (needs_.x) dx_ = this->input_row_.defined() ? empty({rows(), I_}) : out_.dx.view({-1, I_});
   }
 
@@ -214,8 +216,8 @@ class LayerBwd : LayerBase<S> {
     if (cell_.has_c) this->unsort(carry_, out_.dc0);
   }
 
-  // c (+)= of the columns of dgates that igates had a part in: all but those of separate hgates.
-  // rows_of_w: W_ih or its gradient, in blocks of gates.
+  // f(dgates, row, count) of the columns of dgates that igates had a part in, all but those of
+  // separate hgates, and of the rows of W_ih that belong to them.
   template <class F>
   void for_each_igates_part(int d, F&& f) const {
     const Tensor dgates = dgates_.select(0, d);
@@ -234,11 +236,10 @@ class LayerBwd : LayerBase<S> {
   // A table in place of x: row v gets the sum over the rows with token v.
   void table_grads(int d) {
     const int64_t V = input_.embedding ? input_.embedding->size(0) : I_;
-    const Tensor tokens = this->compact_x();
     Tensor dtable = empty({V, G_});
     for_each_igates_part(d, [&](const Tensor& dgates, int64_t column, int64_t count) {
       dtable.narrow(1, column, count)
-          .copy_(at::embedding_dense_backward(dgates.contiguous(), tokens, V, -1, false));
+          .copy_(at::embedding_dense_backward(dgates.contiguous(), x_, V, -1, false));
     });
     if (!input_.embedding) {
       if (needs_.weights) out_.dweights[d].w_ih.copy_(dtable.t());
@@ -254,9 +255,8 @@ class LayerBwd : LayerBase<S> {
     const Tensor dgates = dgates_.select(0, d);
     matmul(dgates.narrow(1, 0, G_), true, h_operand(d), false, dw.w_hh);
     if (!tokens_) {
-      const Tensor x = this->compact_x();
       for_each_igates_part(d, [&](const Tensor& part, int64_t row, int64_t count) {
-        matmul(part, true, x, false, dw.w_ih.narrow(0, row, count));
+        matmul(part, true, x_, false, dw.w_ih.narrow(0, row, count));
       });
     }
     if (dw.b_ih || dw.b_hh)
@@ -280,7 +280,7 @@ class LayerBwd : LayerBase<S> {
   const LayerNeeds needs_;
   LayerGrads& out_;
   const int64_t Q_;
-  Tensor w_hh_, dgates_, dh_, carry_, h_operand_, dh_whole_, dh_unprojected_, dx_;
+  Tensor w_hh_, dgates_, dh_, carry_, h_operand_, dh_whole_, dh_unprojected_, x_, dx_;
 };
 
 }  // namespace
