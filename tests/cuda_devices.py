@@ -101,4 +101,10 @@ def why_no_gpu() -> str | None:
 
 
 on_gpu = [pytest.mark.cuda, pytest.mark.skipif(why_no_gpu() is not None, reason=str(why_no_gpu()))]
-EVERY_DEVICE = ["simt", pytest.param("cuda", marks=on_gpu)]
+# With the kernels that are asked for: FASTLSTM_CUDA_KERNEL.
+EVERY_DEVICE = [
+    pytest.param(("simt", "stepwise"), id="simt-stepwise"),
+    pytest.param(("simt", "auto"), id="simt-auto"),
+    pytest.param(("cuda", "stepwise"), id="cuda-stepwise", marks=on_gpu),
+    pytest.param(("cuda", "auto"), id="cuda-auto", marks=on_gpu),
+]

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 ROOT = Path(__file__).resolve().parent.parent
 SIMT = ROOT / "tests" / "simt"
 # The layers on the emulator, which need torch, have a build of their own (simt_extension.py).
-LAYERS = ("module.cpp", "kernels.cpp", "context.cpp", "gemm.cpp")
+LAYERS = ("module.cpp", "context.cpp", "gemm.cpp")
 EMULATOR = sorted(path for path in SIMT.glob("*.cpp") if path.name not in LAYERS)
 NVCC = shutil.which("nvcc")
 SEEDS = range(20)

@@ -41,8 +41,10 @@ below_f64 = pytest.mark.parametrize(
 
 
 @pytest.fixture(params=EVERY_DEVICE)
-def dev(request: pytest.FixtureRequest) -> Iterator[Device]:
-    with device(request.param) as found:
+def dev(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Device]:
+    name, kernel = request.param
+    monkeypatch.setenv("FASTLSTM_CUDA_KERNEL", kernel)
+    with device(name) as found:
         yield found
 
 

@@ -3,12 +3,14 @@
 Where there is a GPU and nvcc, it is asked the same: hardware is the judge of the emulator.
 """
 
+import ctypes
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+import simt_extension
 import simt_selftest
 from numpy.typing import NDArray
 from simt_selftest import SCHEDULES, SEEDS, Library
@@ -108,6 +110,15 @@ def test_copies_in_a_pipeline(machine: Library) -> None:
         np.testing.assert_array_equal(out, x.sum(0) * valid)
 
 
+def test_copies_of_4_bytes(machine: Library) -> None:
+    x = integers(THREADS)
+    thread = (np.arange(THREADS) + 1) % THREADS
+    expected = x[THREADS - 1 - thread] * (thread % 3 != 0)
+    for seed in SEEDS:
+        out = machine.run("reversed", x, np.zeros(THREADS, np.float32), seed)
+        np.testing.assert_array_equal(out, expected)
+
+
 def test_ldmatrix(machine: Library) -> None:
     tile = np.arange(4 * 64, dtype=np.uint16).reshape(4, 8, 8)
     out = machine.run("matrices", tile, np.zeros((2, 32, 4), np.uint32)).view(np.uint16)
@@ -194,6 +205,49 @@ def test_grid_barrier(machine: Library) -> None:
         np.testing.assert_array_equal(out[STEPS % 2], np.roll(x, -STEPS) + STEPS)
 
 
+def test_barriers_of_groups(machine: Library) -> None:
+    x = integers(2, 3 * THREADS)
+    for seed in SCHEDULES:
+        out = machine.run("group_ping_pong", x, np.zeros((2, *x.shape), np.float32), seed)
+        np.testing.assert_array_equal(out[STEPS % 2], np.roll(x, -STEPS, 1) + STEPS)
+
+
+def test_as_many_threads_as_fit_on_an_h100(machine: Library) -> None:
+    x = integers(4, 33 * 256)
+    out = machine.run("full_ping_pong", x, np.zeros((2, *x.shape), np.float32))
+    np.testing.assert_array_equal(out[STEPS % 2], np.roll(x, -STEPS, 1) + STEPS)
+
+
+def max_active(machine: Library, cluster_size: int, threads: int = 32, shared: int = 256) -> int:
+    return machine.max_active(cluster_size, threads, ctypes.c_size_t(shared))
+
+
+def test_what_a_device_has_room_for(machine: Library) -> None:
+    assert max_active(machine, 0) >= 1
+    assert max_active(machine, 0, shared=200_000) == 1
+    clusters = [max_active(machine, size, shared=200_000) for size in (1, 2, 4, 8)]
+    assert all(a >= 2 * b > 0 for a, b in zip(clusters, clusters[1:], strict=False))
+
+
+def test_there_is_no_room_for_what_a_launch_refuses(machine: Library) -> None:
+    for size in (0, 4):
+        assert max_active(machine, size, threads=1056) == 0
+        assert max_active(machine, size, shared=1 << 20) == 0
+    assert max_active(machine, 32) == 0
+    # Nor does it leave an error behind.
+    machine.run("indices", np.zeros(1), np.zeros((12, 64), np.uint32))
+
+
+def test_room_in_the_emulator() -> None:
+    emulator = simt_selftest.emulator()
+    assert [max_active(emulator, size) for size in (0, 1, 4, 8, 16)] == [1, 132, 33, 16, 8]
+    emulator.set_max_resident_blocks(20)
+    try:
+        assert [max_active(emulator, size) for size in (0, 1, 8, 16)] == [1, 20, 2, 1]
+    finally:
+        emulator.set_max_resident_blocks(132)
+
+
 def test_data_that_is_its_own_flag(machine: Library) -> None:
     x = integers(256)
     expected = [np.roll(x, -4 * step) + step for step in range(STEPS + 1)]
@@ -225,3 +279,24 @@ def test_gpu_traps() -> None:
         [sys.executable, "-c", code], cwd=folder, capture_output=True, text=True
     )
     assert result.stderr.splitlines()[-1].startswith("RuntimeError: ")
+
+
+def test_every_file_of_kernels_is_compiled_for_the_emulator(tmp_path: Path) -> None:
+    sources = simt_extension.kernel_sources(tmp_path)
+    kernels = sorted((simt_extension.CSRC / "cuda").glob("*.cu"))
+    assert [path.read_text() for path in sources] == [
+        f'#include "cuda/{p.name}"\n' for p in kernels
+    ]
+    # Objects lie in one folder.
+    names = [path.stem for path in sources]
+    assert not set(names) & {path.stem for path in simt_extension.CSRC.rglob("*.cpp")}
+    assert not set(names) & {path.stem for path in simt_extension.SIMT.glob("*.cpp")}
+
+
+def test_only_what_is_new_is_written_for_the_emulator(tmp_path: Path) -> None:
+    first, second, *_ = simt_extension.kernel_sources(tmp_path)
+    second.write_text("of another version")
+    before = first.stat().st_mtime_ns
+    simt_extension.kernel_sources(tmp_path)
+    assert first.stat().st_mtime_ns == before
+    assert "cuda/" in second.read_text()

@@ -93,10 +93,7 @@ class ClusterAsync {
   FASTLSTM_DEVICE uint32_t receive(int step) {
     uint64_t* full = full_ + step % 2;
     if (threadIdx.x == 0) mbarrier_expect_tx(full, p_.chunks * 16);
-    if (kFault != Fault::kNoWait) {
-      Patience patience(p_.most_looks);
-      while (!mbarrier_try_wait(full, step / 2 % 2)) patience.look();
-    }
+    if (kFault != Fault::kNoWait) mbarrier_wait(full, step / 2 % 2, p_.most_looks);
     return state_.sum(step);
   }
   FASTLSTM_DEVICE void finish() { cluster_sync(); }

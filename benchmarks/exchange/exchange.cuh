@@ -61,18 +61,6 @@ FASTLSTM_DEVICE Word4 numbers(int group, int step, int chunk, uint32_t carry) {
 
 FASTLSTM_DEVICE uint32_t sum_of(const Word4& v) { return v.w[0] + v.w[1] + v.w[2] + v.w[3]; }
 
-// Ends the launch where a wait has taken too many looks.
-class Patience {
- public:
-  FASTLSTM_DEVICE explicit Patience(int most_looks) : left_(most_looks) {}
-  FASTLSTM_DEVICE void look() {
-    if (--left_ < 0) trap("a wait took too many looks");
-  }
-
- private:
-  int left_;
-};
-
 // Chunks that a thread has under way at once: 32 registers.
 constexpr int kBatch = 8;
 

@@ -22,20 +22,12 @@ class Empty {
   uint32_t sum_ = 0;
 };
 
-// grid_barrier of device.cuh with an end to its patience.
+// That of device.cuh.
 class CounterBarrier {
  public:
   FASTLSTM_DEVICE void wait(const Params& p, int group) {
-    epoch_ += 1;
-    sync_block();
-    if (threadIdx.x == 0) {
-      unsigned* counter = p.counter + group * kCounterStride;
-      add_release(counter, 1u);
-      const unsigned target = epoch_ * static_cast<unsigned>(p.blocks);
-      Patience patience(p.most_looks);
-      while (static_cast<int>(load_acquire(counter) - target) < 0) patience.look();
-    }
-    sync_block();
+    group_barrier(p.counter + group * kCounterStride, static_cast<unsigned>(p.blocks), epoch_,
+                  p.most_looks);
   }
 
  private:

@@ -5,14 +5,22 @@
 // without AVX-512.
 #pragma once
 
-#ifdef __CUDACC__
+#if defined(__CUDACC__)
 #define FASTLSTM_INLINE __device__ __forceinline__
 #define FASTLSTM_UNROLL _Pragma("unroll")
-#define FASTLSTM_ISA_LOCAL_BEGIN
-#define FASTLSTM_ISA_LOCAL_END
+#elif defined(FASTLSTM_SIMT)
+// Kernels on an emulator, where unrolled loops would cost only the time to compile them.
+#define FASTLSTM_INLINE inline
+#define FASTLSTM_UNROLL
 #else
 #define FASTLSTM_INLINE inline __attribute__((always_inline))
 #define FASTLSTM_UNROLL _Pragma("GCC unroll 16")
+#endif
+
+#if defined(__CUDACC__) || defined(FASTLSTM_SIMT)
+#define FASTLSTM_ISA_LOCAL_BEGIN
+#define FASTLSTM_ISA_LOCAL_END
+#else
 #define FASTLSTM_ISA_LOCAL_BEGIN namespace {
 #define FASTLSTM_ISA_LOCAL_END }
 #endif

@@ -15,7 +15,7 @@ cudaStream_t current_stream();
 // switch that torch.nn's recurrent layers obey.
 bool allows_tf32();
 
-// Of the current device.
+// Of the current device, which is asked once.
 DeviceProperties device_properties();
 
 }  // namespace cuda

@@ -11,6 +11,8 @@
 #include <stdint.h>
 #include <string.h>
 
+#include "host_device.h"
+
 namespace fastlstm {
 namespace device {
 
@@ -42,19 +44,47 @@ struct Identity {
 namespace fastlstm {
 namespace device {
 
-// A barrier of all threads of all blocks, which must all be resident (launch_cooperative). What
-// any thread stored before it, every thread sees after it. counter: in global memory, zero before
-// the launch. epoch: of each thread, zero at first, and the same in all of them.
-FASTLSTM_DEVICE void grid_barrier(unsigned* counter, unsigned blocks, unsigned& epoch) {
+// Looks of a wait at what it waits for. One takes at least some 20 ns (shared memory) and at most
+// about a microsecond (L2 under load, or mbarrier_try_wait asleep): together seconds to minutes. No
+// right program waits for that long; sanitizers slow down the looks as well, and debuggers halt
+// them.
+constexpr int kMostLooks = 1 << 28;
+
+// Ends the launch where a wait has taken too many looks, so that a mistake is an error and not a
+// GPU that hangs.
+class Patience {
+ public:
+  FASTLSTM_DEVICE explicit Patience(int most_looks = kMostLooks) : left_(most_looks) {}
+  // After every look in vain.
+  FASTLSTM_DEVICE void look() {
+    if (--left_ < 0) trap("a wait took too many looks");
+  }
+
+ private:
+  int left_;
+};
+
+// Until the phase of that parity is over.
+FASTLSTM_DEVICE void mbarrier_wait(uint64_t* barrier, int parity, int most_looks = kMostLooks) {
+  Patience patience(most_looks);
+  while (!mbarrier_try_wait(barrier, parity)) patience.look();
+}
+
+// A barrier of all threads of the `blocks` blocks that share the counter, which must all be
+// resident (launch_cooperative). What any of the threads stored before it, every one sees after
+// it. counter: in global memory, zero before the launch. epoch: of each thread, zero at first, and
+// the same in all of them.
+FASTLSTM_DEVICE void group_barrier(unsigned* counter, unsigned blocks, unsigned& epoch,
+                                   int most_looks = kMostLooks) {
   epoch += 1;
   sync_block();
   if (threadIdx.x == 0 && threadIdx.y == 0 && threadIdx.z == 0) {
     // Release is cumulative: it covers what sync_block made visible to this thread.
     add_release(counter, 1u);
     const unsigned target = epoch * blocks;
+    Patience patience(most_looks);
     // As a signed difference, for a counter that has gone around.
-    while (static_cast<int>(load_acquire(counter) - target) < 0) {
-    }
+    while (static_cast<int>(load_acquire(counter) - target) < 0) patience.look();
   }
   sync_block();
 }

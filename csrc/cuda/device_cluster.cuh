@@ -4,9 +4,12 @@
 namespace fastlstm {
 namespace device {
 
+// Whether the architecture that is compiled for has what follows.
 #if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
+constexpr bool kHasClusters = true;
 #define FASTLSTM_SM90(...) __VA_ARGS__
 #else
+constexpr bool kHasClusters = false;
 #define FASTLSTM_SM90(...) trap("clusters need sm_90")
 #endif
 
@@ -74,12 +77,14 @@ FASTLSTM_DEVICE void mbarrier_expect_tx(uint64_t* barrier, int bytes) {
       "mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" : : "r"(shared_address(barrier)),
       "r"(bytes) : "memory"));
 }
-// Whether the phase of that parity is over; the caller repeats it. May sleep for a while.
+// Whether the phase of that parity is over; mbarrier_wait repeats it. Asleep for a microsecond at
+// most: without the limit, of the order of a step of a kernel, how long a look takes is up to the
+// hardware, and no number of looks would bound a wait.
 FASTLSTM_DEVICE bool mbarrier_try_wait(uint64_t* barrier, int parity) {
   uint32_t done = 0;
   FASTLSTM_SM90(
       asm volatile("{\n\t.reg .pred p;\n\t"
-                   "mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 p, [%1], %2;\n\t"
+                   "mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 p, [%1], %2, 1000;\n\t"
                    "selp.u32 %0, 1, 0, p;\n\t}" : "=r"(done) : "r"(shared_address(barrier)),
                    "r"(parity) : "memory"));
   return done != 0;

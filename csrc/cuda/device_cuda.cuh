@@ -12,7 +12,6 @@
 
 #define FASTLSTM_KERNEL __global__
 #define FASTLSTM_DEVICE __device__ __forceinline__
-#define FASTLSTM_HOST_DEVICE __host__ __device__ __forceinline__
 // Goes between the return type and the name of a kernel: threads a block, blocks a multiprocessor.
 #define FASTLSTM_LAUNCH_BOUNDS(...) __launch_bounds__(__VA_ARGS__)
 
@@ -41,6 +40,51 @@ struct LaunchKind {
   int cluster_size;
 };
 
+// What launches and questions about them tell CUDA. The configuration points into it.
+class LaunchSetup {
+ public:
+  LaunchSetup(LaunchKind kind, dim3 grid, dim3 block, size_t shared_bytes, cudaStream_t stream)
+      : kind_(kind) {
+    config_.gridDim = grid;
+    config_.blockDim = block;
+    config_.dynamicSmemBytes = shared_bytes;
+    config_.stream = stream;
+    config_.attrs = attributes_;
+    if (kind.cooperative) {
+      cudaLaunchAttribute& attribute = attributes_[config_.numAttrs++];
+      attribute.id = cudaLaunchAttributeCooperative;
+      attribute.val.cooperative = 1;
+    }
+    if (kind.cluster_size > 1) {
+      cudaLaunchAttribute& attribute = attributes_[config_.numAttrs++];
+      attribute.id = cudaLaunchAttributeClusterDimension;
+      attribute.val.clusterDim.x = static_cast<unsigned>(kind.cluster_size);
+      attribute.val.clusterDim.y = attribute.val.clusterDim.z = 1;
+    }
+  }
+  LaunchSetup(const LaunchSetup&) = delete;
+  void operator=(const LaunchSetup&) = delete;
+
+  const cudaLaunchConfig_t& config() const { return config_; }
+
+  // Lets the kernel have what is more than any kernel may.
+  cudaError_t allow(const void* kernel) const {
+    if (config_.dynamicSmemBytes > 48 * 1024) {
+      const cudaError_t error =
+          cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                               static_cast<int>(config_.dynamicSmemBytes));
+      if (error != cudaSuccess) return error;
+    }
+    if (kind_.cluster_size <= 8) return cudaSuccess;
+    return cudaFuncSetAttribute(kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1);
+  }
+
+ private:
+  const LaunchKind kind_;
+  cudaLaunchAttribute attributes_[2];
+  cudaLaunchConfig_t config_ = {};
+};
+
 template <class P>
 void launch_as(LaunchKind kind, void (*kernel)(P), dim3 grid, dim3 block, size_t shared_bytes,
                cudaStream_t stream, const P& params) {
@@ -50,35 +94,11 @@ void launch_as(LaunchKind kind, void (*kernel)(P), dim3 grid, dim3 block, size_t
   const auto check = [&](cudaError_t error) {
     check_launch(error, function, grid, block, shared_bytes);
   };
-  if (shared_bytes > 48 * 1024) {
-    check(cudaFuncSetAttribute(function, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                               static_cast<int>(shared_bytes)));
-  }
-  if (kind.cluster_size > 8) {
-    check(cudaFuncSetAttribute(function, cudaFuncAttributeNonPortableClusterSizeAllowed, 1));
-  }
-  cudaLaunchAttribute attributes[2];
-  unsigned count = 0;
-  if (kind.cooperative) {
-    attributes[count].id = cudaLaunchAttributeCooperative;
-    attributes[count++].val.cooperative = 1;
-  }
-  if (kind.cluster_size > 1) {
-    attributes[count].id = cudaLaunchAttributeClusterDimension;
-    attributes[count].val.clusterDim.x = static_cast<unsigned>(kind.cluster_size);
-    attributes[count].val.clusterDim.y = 1;
-    attributes[count++].val.clusterDim.z = 1;
-  }
-  cudaLaunchConfig_t config = {};
-  config.gridDim = grid;
-  config.blockDim = block;
-  config.dynamicSmemBytes = shared_bytes;
-  config.stream = stream;
-  config.attrs = attributes;
-  config.numAttrs = count;
+  const LaunchSetup setup(kind, grid, block, shared_bytes, stream);
+  check(setup.allow(function));
   P copy = params;
   void* arguments[] = {&copy};
-  check(cudaLaunchKernelExC(&config, function, arguments));
+  check(cudaLaunchKernelExC(&setup.config(), function, arguments));
 }
 
 // Starts kernel(params) on the stream. A grid with a dimension of 0 launches nothing. Throws
@@ -103,6 +123,48 @@ void launch_cluster(void (*kernel)(P), dim3 grid, dim3 block, size_t shared_byte
                     cudaStream_t stream, const typename Identity<P>::type& params,
                     int cluster_size) {
   launch_as({false, cluster_size}, kernel, grid, block, shared_bytes, stream, params);
+}
+
+// `count`, or 0 after an error, which no later call shall be given.
+inline int count_unless(cudaError_t error, int count) {
+  if (error == cudaSuccess) return count;
+  cudaGetLastError();
+  return 0;
+}
+
+// How many clusters of such blocks the current device has room for at once; 0 where it has no
+// clusters, or would refuse the launch.
+template <class P>
+int max_active_clusters(void (*kernel)(P), int cluster_size, int threads, size_t shared_bytes) {
+  int device = 0, major = 0, clusters = 0;
+  cudaError_t error = cudaGetDevice(&device);
+  if (error == cudaSuccess) {
+    error = cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device);
+  }
+  if (count_unless(error, major) < 9) return 0;
+  const void* function = reinterpret_cast<const void*>(kernel);
+  const LaunchSetup setup({false, cluster_size}, dim3(static_cast<unsigned>(cluster_size)),
+                          dim3(static_cast<unsigned>(threads)), shared_bytes, nullptr);
+  error = setup.allow(function);
+  if (error == cudaSuccess) {
+    error = cudaOccupancyMaxActiveClusters(&clusters, function, &setup.config());
+  }
+  return count_unless(error, clusters);
+}
+
+// How many such blocks a multiprocessor of the current device has room for at once; 0 where it
+// would refuse the launch.
+template <class P>
+int max_active_blocks(void (*kernel)(P), int threads, size_t shared_bytes) {
+  int blocks = 0;
+  const void* function = reinterpret_cast<const void*>(kernel);
+  const LaunchSetup setup({false, 1}, dim3(1), dim3(static_cast<unsigned>(threads)), shared_bytes,
+                          nullptr);
+  cudaError_t error = setup.allow(function);
+  if (error == cudaSuccess) {
+    error = cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks, function, threads, shared_bytes);
+  }
+  return count_unless(error, blocks);
 }
 
 // ---- threads of a block ----
@@ -261,6 +323,10 @@ FASTLSTM_DEVICE uint32_t to_tf32(float value) {
 FASTLSTM_DEVICE uint32_t shared_address(const void* shared) {
   return static_cast<uint32_t>(__cvta_generic_to_shared(shared));
 }
+// A generic address would cost a generic load or store, which first asks what memory it is in.
+FASTLSTM_DEVICE uint64_t global_address(const void* global) {
+  return static_cast<uint64_t>(__cvta_generic_to_global(global));
+}
 
 // Four 8 x 8 matrices of 16-bit elements: lane l passes the address (aligned to 16) of row l % 8 of
 // matrix l / 8, and gets in r[m] the elements [g][2p], [g][2p+1] of matrix m (g, p as above), or
@@ -286,11 +352,23 @@ FASTLSTM_DEVICE void cp_async_16(void* shared, const void* global, bool valid = 
 #if __CUDA_ARCH__ >= 800
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;"
                :
-               : "r"(shared_address(shared)), "l"(global), "r"(valid ? 16 : 0)
+               : "r"(shared_address(shared)), "l"(global_address(global)), "r"(valid ? 16 : 0)
                : "memory");
 #else
   *static_cast<uint4*>(shared) =
       valid ? *static_cast<const uint4*>(global) : make_uint4(0, 0, 0, 0);
+#endif
+}
+
+// The same for 4 bytes, by way of L1: there is no other for less than 16.
+FASTLSTM_DEVICE void cp_async_4(void* shared, const void* global, bool valid = true) {
+#if __CUDA_ARCH__ >= 800
+  asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;"
+               :
+               : "r"(shared_address(shared)), "l"(global_address(global)), "r"(valid ? 4 : 0)
+               : "memory");
+#else
+  *static_cast<uint32_t*>(shared) = valid ? *static_cast<const uint32_t*>(global) : 0;
 #endif
 }
 
@@ -309,7 +387,7 @@ FASTLSTM_DEVICE void cp_async_wait() {
 #endif
 }
 
-// ---- global memory shared between blocks: 4 and 8 bytes, gpu scope ----
+// ---- global memory shared between blocks: 4 and 8 bytes, gpu scope; no shared memory ----
 
 template <class To, class From>
 FASTLSTM_HOST_DEVICE To bit_cast(const From& from) {
@@ -319,35 +397,41 @@ FASTLSTM_HOST_DEVICE To bit_cast(const From& from) {
   return to;
 }
 
-#define FASTLSTM_LOAD(NAME, ORDER)                                                           \
-  template <class T>                                                                         \
-  FASTLSTM_DEVICE T NAME(const T* address) {                                                 \
-    static_assert(sizeof(T) == 4 || sizeof(T) == 8, #NAME);                                  \
-    if constexpr (sizeof(T) == 4) {                                                          \
-      uint32_t bits;                                                                         \
-      asm volatile("ld." ORDER ".gpu.b32 %0, [%1];" : "=r"(bits) : "l"(address) : "memory"); \
-      return bit_cast<T>(bits);                                                              \
-    } else {                                                                                 \
-      uint64_t bits;                                                                         \
-      asm volatile("ld." ORDER ".gpu.b64 %0, [%1];" : "=l"(bits) : "l"(address) : "memory"); \
-      return bit_cast<T>(bits);                                                              \
-    }                                                                                        \
+#define FASTLSTM_LOAD(NAME, ORDER)                          \
+  template <class T>                                        \
+  FASTLSTM_DEVICE T NAME(const T* address) {                \
+    static_assert(sizeof(T) == 4 || sizeof(T) == 8, #NAME); \
+    if constexpr (sizeof(T) == 4) {                         \
+      uint32_t bits;                                        \
+      asm volatile("ld." ORDER ".gpu.global.b32 %0, [%1];"  \
+                   : "=r"(bits)                             \
+                   : "l"(global_address(address))           \
+                   : "memory");                             \
+      return bit_cast<T>(bits);                             \
+    } else {                                                \
+      uint64_t bits;                                        \
+      asm volatile("ld." ORDER ".gpu.global.b64 %0, [%1];"  \
+                   : "=l"(bits)                             \
+                   : "l"(global_address(address))           \
+                   : "memory");                             \
+      return bit_cast<T>(bits);                             \
+    }                                                       \
   }
-#define FASTLSTM_STORE(NAME, ORDER)                                         \
-  template <class T>                                                        \
-  FASTLSTM_DEVICE void NAME(T* address, typename Identity<T>::type value) { \
-    static_assert(sizeof(T) == 4 || sizeof(T) == 8, #NAME);                 \
-    if constexpr (sizeof(T) == 4) {                                         \
-      asm volatile("st." ORDER ".gpu.b32 [%0], %1;"                         \
-                   :                                                        \
-                   : "l"(address), "r"(bit_cast<uint32_t>(value))           \
-                   : "memory");                                             \
-    } else {                                                                \
-      asm volatile("st." ORDER ".gpu.b64 [%0], %1;"                         \
-                   :                                                        \
-                   : "l"(address), "l"(bit_cast<uint64_t>(value))           \
-                   : "memory");                                             \
-    }                                                                       \
+#define FASTLSTM_STORE(NAME, ORDER)                                               \
+  template <class T>                                                              \
+  FASTLSTM_DEVICE void NAME(T* address, typename Identity<T>::type value) {       \
+    static_assert(sizeof(T) == 4 || sizeof(T) == 8, #NAME);                       \
+    if constexpr (sizeof(T) == 4) {                                               \
+      asm volatile("st." ORDER ".gpu.global.b32 [%0], %1;"                        \
+                   :                                                              \
+                   : "l"(global_address(address)), "r"(bit_cast<uint32_t>(value)) \
+                   : "memory");                                                   \
+    } else {                                                                      \
+      asm volatile("st." ORDER ".gpu.global.b64 [%0], %1;"                        \
+                   :                                                              \
+                   : "l"(global_address(address)), "l"(bit_cast<uint64_t>(value)) \
+                   : "memory");                                                   \
+    }                                                                             \
   }
 FASTLSTM_LOAD(load_relaxed, "relaxed")
 FASTLSTM_LOAD(load_acquire, "acquire")
@@ -360,16 +444,16 @@ FASTLSTM_STORE(store_release, "release")
 // same store.
 FASTLSTM_DEVICE Word4 load_relaxed_16(const void* address) {
   Word4 v;
-  asm volatile("ld.relaxed.gpu.v4.b32 {%0, %1, %2, %3}, [%4];"
+  asm volatile("ld.relaxed.gpu.global.v4.b32 {%0, %1, %2, %3}, [%4];"
                : "=r"(v.w[0]), "=r"(v.w[1]), "=r"(v.w[2]), "=r"(v.w[3])
-               : "l"(address)
+               : "l"(global_address(address))
                : "memory");
   return v;
 }
 FASTLSTM_DEVICE void store_relaxed_16(void* address, Word4 v) {
-  asm volatile("st.relaxed.gpu.v4.b32 [%0], {%1, %2, %3, %4};"
+  asm volatile("st.relaxed.gpu.global.v4.b32 [%0], {%1, %2, %3, %4};"
                :
-               : "l"(address), "r"(v.w[0]), "r"(v.w[1]), "r"(v.w[2]), "r"(v.w[3])
+               : "l"(global_address(address)), "r"(v.w[0]), "r"(v.w[1]), "r"(v.w[2]), "r"(v.w[3])
                : "memory");
 }
 
@@ -377,7 +461,10 @@ FASTLSTM_DEVICE void fence() { asm volatile("fence.acq_rel.gpu;" : : : "memory")
 
 // Adds, after everything the thread stored before.
 FASTLSTM_DEVICE void add_release(unsigned* address, unsigned value) {
-  asm volatile("red.release.gpu.add.u32 [%0], %1;" : : "l"(address), "r"(value) : "memory");
+  asm volatile("red.release.gpu.global.add.u32 [%0], %1;"
+               :
+               : "l"(global_address(address)), "r"(value)
+               : "memory");
 }
 
 }  // namespace device

@@ -15,6 +15,7 @@
 #include "dtypes.h"
 #include "gemm.h"
 #include "persistent_block.h"
+#include "persistent_group.h"
 #include "step.h"
 
 namespace fastlstm {
@@ -68,8 +69,21 @@ class LayerBase {
   const bool* cut_before(int d, int64_t t) const { return cut(d == 0 ? t : t + 1); }
   const bool* cut_after(int d, int64_t t) const { return cut(d == 0 ? t + 1 : t); }
 
-  Method method(size_t block_shared_bytes) const {
-    return choose_method({projected_, block_shared_bytes}, device_properties(), wanted_kernel());
+  // T: the steps of a launch of a persistent kernel.
+  Choice choose_kernels(bool backward, int64_t T) const {
+    const size_t block_bytes = backward ? block_bwd_shared_bytes<S>(input_.cell, H_, tf32_)
+                                        : block_fwd_shared_bytes<S>(input_.cell, H_, tf32_);
+    return choose({input_.cell, backward, T, N_, H_, D_, element_bytes(), type_ == at::kBFloat16,
+                   tf32_, projected_, block_bytes},
+                  device_properties(), wanted_kernel());
+  }
+  int element_bytes() const { return static_cast<int>(c10::elementSize(type_)); }
+  static Exchange exchange_of(Method method) {
+    return method == Method::kCluster ? Exchange::kCluster : Exchange::kGrid;
+  }
+  // 32-bit words.
+  Tensor empty_words(int64_t bytes) const {
+    return at::empty({ceil_div<int64_t>(bytes, 4)}, options_.dtype(at::kInt));
   }
 
   // For the persistent kernels, which find the rows of a step themselves.

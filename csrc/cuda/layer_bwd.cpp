@@ -3,6 +3,8 @@
 #include <ATen/ops/embedding_dense_backward.h>
 #include <ATen/ops/zeros.h>
 
+#include <type_traits>
+
 #include "backend_cuda.h"
 #include "biases.h"
 #include "layer_base.h"
@@ -32,8 +34,9 @@ class LayerBwd : LayerBase<S> {
 
   void operator()() {
     allocate();
-    if (this->method(block_bwd_shared_bytes<S>(input_.cell, H_, this->tf32_)) == Method::kBlock) {
-      all_steps_in_block();
+    const Choice choice = this->choose_kernels(true, T_);
+    if (choice.method != Method::kStepwise) {
+      all_steps(choice);
     } else {
       for (int64_t s = T_ - 1; s >= 0; --s) step(s);
     }
@@ -74,7 +77,40 @@ class LayerBwd : LayerBase<S> {
     if (needs_.x) dx_ = this->input_row_.defined() ? empty({rows(), I_}) : out_.dx.view({-1, I_});
   }
 
-  void all_steps_in_block() {
+  // In one launch.
+  void all_steps(const Choice& choice) {
+    if (choice.method == Method::kBlock) {
+      block_bwd<S>(input_.cell, sequence(), stream_);
+      return;
+    }
+    // A unit's columns of all gates adjacent: those of a block are then loaded in whole pieces.
+    const Tensor w_hh_t = empty({D_, H_, H_, cell_.gates});
+    for (int d = 0; d < D_; ++d) {
+      const Tensor w_hh = input_.weights[d].w_hh.unflatten(0, {cell_.gates, H_});
+      w_hh_t.select(0, d).copy_(w_hh.permute({2, 1, 0}));
+    }
+    GroupBwd<S> g{sequence(), choice.plan, nullptr, nullptr};
+    for (int d = 0; d < D_; ++d)
+      g.sequence.direction[d].w_hh_t = data<S>(w_hh_t, d * H_ * H_ * cell_.gates);
+    Tensor exchange, counters;
+    if (choice.method == Method::kGrid) {
+      exchange = this->empty_words(grid_bwd_exchange_bytes(g.plan));
+      counters = at::zeros({job_count(N_, D_, g.plan), kCounterStride}, options_.dtype(at::kInt));
+      g.exchange = exchange.data_ptr();
+      g.counters = reinterpret_cast<unsigned*>(counters.data_ptr<int32_t>());
+    }
+    run(g, this->exchange_of(choice.method));
+  }
+
+  void run(const GroupBwd<S>& g, Exchange exchange) const {
+    if constexpr (std::is_same_v<S, float>) {
+      if (!this->tf32_)
+        return group_bwd<Float3x>(input_.cell, exchange, with_exact_products(g), stream_);
+    }
+    group_bwd<S>(input_.cell, exchange, g, stream_);
+  }
+
+  SequenceBwd<S> sequence() {
     SequenceBwd<S> p{};
     p.rows = this->sequence_rows();
     p.w_hh_stride = D_ == 1 ? this->row_stride(w_hh_) : P_;
@@ -108,7 +144,7 @@ class LayerBwd : LayerBase<S> {
       b.dgates = mutable_data<S>(dgates_, d * rows() * Q_);
       if (h_operand_.defined()) b.h_operand = mutable_data<S>(h_operand_, d * rows() * P_);
     }
-    block_bwd<S>(input_.cell, p, stream_);
+    return p;
   }
 
   void step(int64_t s) {

@@ -1,6 +1,8 @@
-// Forward of one layer on CUDA, step by step. The input projection is one product for a chunk of
-// steps, small enough that its gates are still in the L2 cache when their step comes.
+// Forward of one layer on CUDA. The input projection is one product for a chunk of steps; the steps
+// of the chunk follow, in one launch or step by step.
 #include <ATen/ops/zeros.h>
+
+#include <type_traits>
 
 #include "backend_cuda.h"
 #include "biases.h"
@@ -10,9 +12,10 @@ namespace fastlstm {
 namespace cuda {
 namespace {
 
-// Gates of a chunk, in bytes: a part of the L2 cache of a data centre GPU (40 MB and more). An
-// estimate: no other was measured.
-constexpr int64_t kChunkBytes = 16 << 20;
+// Gates of a chunk, in bytes. Step by step a part of the L2 cache of a data centre GPU (40 MB and
+// more), so that the gates are still there when their step comes. In one launch more: every launch
+// loads W_hh, and the gates are loaded ahead. Estimates: no others were measured.
+constexpr int64_t kChunkBytes = 16 << 20, kPersistentChunkBytes = 128 << 20;
 
 template <class S>
 class LayerFwd : LayerBase<S> {
@@ -33,15 +36,14 @@ class LayerFwd : LayerBase<S> {
 
   void operator()() {
     allocate();
-    const int64_t steps =
-        std::clamp<int64_t>(kChunkBytes / (N_ * G_ * static_cast<int64_t>(sizeof(A))), 1, T_);
-    const bool block =
-        this->method(block_fwd_shared_bytes<S>(input_.cell, H_, this->tf32_)) == Method::kBlock;
+    choice_ = this->choose_kernels(false, steps_within(kPersistentChunkBytes));
+    const bool stepwise = choice_.method == Method::kStepwise;
+    const int64_t steps = steps_within(stepwise ? kChunkBytes : kPersistentChunkBytes);
     for (int64_t begin = 0; begin < T_; begin += steps) {
       const int64_t end = std::min(begin + steps, T_);
       for (int d = 0; d < D_ && !tokens_; ++d) project_input(d, begin, end);
-      if (block) {
-        steps_in_block(begin, end);
+      if (!stepwise) {
+        all_steps(begin, end);
       } else {
         for (int64_t s = begin; s < end; ++s) step(s);
       }
@@ -51,6 +53,12 @@ class LayerFwd : LayerBase<S> {
   }
 
  private:
+  // How many have gates of so many bytes.
+  int64_t steps_within(int64_t bytes) const {
+    const int64_t of_step = std::max<int64_t>(1, N_ * G_ * static_cast<int64_t>(sizeof(A)));
+    return std::clamp<int64_t>(bytes / of_step, 1, std::max<int64_t>(1, T_));
+  }
+
   void allocate() {
     w_hh_ = this->stacked(&DirectionWeights::w_hh);
     hgates_ = empty_sums({D_, N_, G_});
@@ -95,7 +103,34 @@ class LayerFwd : LayerBase<S> {
   }
 
   // Steps [s_begin, s_end) in one launch.
-  void steps_in_block(int64_t s_begin, int64_t s_end) {
+  void all_steps(int64_t s_begin, int64_t s_end) {
+    if (!h_after_.defined()) h_after_ = empty(h_operand_.sizes());
+    const SequenceFwd<S> p = sequence(s_begin, s_end);
+    if (choice_.method == Method::kBlock) {
+      block_fwd<S>(input_.cell, p, stream_);
+    } else {
+      GroupFwd<S> g{p, choice_.plan, nullptr};
+      if (choice_.method == Method::kGrid) {
+        const int64_t bytes = grid_fwd_exchange_bytes(job_count(N_, D_, g.plan), s_end - s_begin,
+                                                      this->element_bytes(), g.plan);
+        if (!exchange_.defined()) exchange_ = this->empty_words(bytes);
+        exchange_.fill_(static_cast<int32_t>(kNotSent));
+        g.exchange = exchange_.data_ptr();
+      }
+      run(g, this->exchange_of(choice_.method));
+    }
+    std::swap(h_operand_, h_after_);
+  }
+
+  void run(const GroupFwd<S>& g, Exchange exchange) const {
+    if constexpr (std::is_same_v<S, float>) {
+      if (!this->tf32_)
+        return group_fwd<Float3x>(input_.cell, exchange, with_exact_products(g), stream_);
+    }
+    group_fwd<S>(input_.cell, exchange, g, stream_);
+  }
+
+  SequenceFwd<S> sequence(int64_t s_begin, int64_t s_end) {
     SequenceFwd<S> p{};
     p.rows = this->sequence_rows();
     p.w_hh_stride = D_ == 1 ? this->row_stride(w_hh_) : P_;
@@ -117,14 +152,15 @@ class LayerFwd : LayerBase<S> {
       f.w_hh = data<S>(w_hh_, d * G_ * P_);
       f.bias = bias_[d].defined() ? data<A>(bias_[d]) : nullptr;
       f.state = state_.defined() ? mutable_data<A>(state_, d * N_ * H_) : nullptr;
-      f.h_operand = mutable_data<S>(h_operand_, d * N_ * P_);
+      f.h_begin = data<S>(h_operand_, d * N_ * P_);
+      f.h_end = mutable_data<S>(h_after_, d * N_ * P_);
       f.h = mutable_data<S>(out_.h, N_ * p.h_stride + d * P_);
       f.c = keep_c_ ? mutable_data<A>(out_.c, N_ * p.c_stride + d * H_) : nullptr;
       f.reserve = keep_reserve_ && reserve_stride_ > 0
                       ? mutable_data<S>(out_.reserve, d * plan_.input_rows * reserve_stride_)
                       : nullptr;
     }
-    block_fwd<S>(input_.cell, p, stream_);
+    return p;
   }
 
   void step(int64_t s) {
@@ -227,7 +263,8 @@ class LayerFwd : LayerBase<S> {
 
   LayerOutput& out_;
   const bool keep_reserve_, keep_c_;
-  Tensor w_hh_, x_, hgates_, h_operand_, state_, projected_h_, unprojected_;
+  Choice choice_{};
+  Tensor w_hh_, x_, hgates_, h_operand_, h_after_, exchange_, state_, projected_h_, unprojected_;
   Tensor bias_[kDirections], table_[kDirections], igates_[kDirections];
   int64_t igates_begin_[kDirections] = {};  // compact row that igates begin with
 };

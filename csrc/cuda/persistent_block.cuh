@@ -6,6 +6,7 @@
 
 #include "persistent_block_bwd.cuh"
 #include "persistent_block_fwd.cuh"
+#include "persistent_collect.cuh"
 
 namespace fastlstm {
 namespace cuda {
@@ -29,7 +30,7 @@ template <class Block>
 BlockLaunch<typename Block::Params> launch_of(int64_t H) {
   const auto layout = Block::layout(H);
   return {&block_kernel<Block>, layout.threads,
-          layout.words() * sizeof(uint32_t) + Block::Queue::kBytes};
+          layout.words() * sizeof(uint32_t) + Block::kQueueBytes};
 }
 
 template <template <class> class Cell, class S, int kIndex = 0>
@@ -105,14 +106,7 @@ void block_fwd(CellKind cell, const SequenceFwd<S>& p, cudaStream_t stream) {
 
 template <class S>
 void block_bwd(CellKind cell, const SequenceBwd<S>& p, cudaStream_t stream) {
-  bool collects = false;
-  for (int i = 0; i < p.directions; ++i) collects = collects || p.direction[i].h_operand;
-  if (collects && p.rows.T > 0) {
-    constexpr int64_t kMostBlocks = 65535;
-    const int64_t blocks = p.rows.T < kMostBlocks ? p.rows.T : kMostBlocks;
-    device::launch(&collect_h_kernel<S>, dim3(static_cast<unsigned>(blocks), p.directions, 1),
-                   dim3(128, 1, 1), 0, stream, p);
-  }
+  collect_h(p, stream);
   launch_block(bwd_launch<S>(cell, p.rows.H), p, stream);
 }
 

@@ -9,15 +9,6 @@
 namespace fastlstm {
 namespace cuda {
 
-// A row of a step; -1 is none.
-struct BwdRow {
-  int64_t compact;  // row
-  int64_t before;   // of the state before: in the buffers of states, or of initial ones
-  int64_t grad;     // in dy and dc_seq, beside what t adds
-  bool before_is_initial;
-  bool cut;  // no state enters
-};
-
 template <template <class> class Cell, class S, int kShapeIndex>
 class BlockBwd {
   using V = Lane<float>;
@@ -31,7 +22,7 @@ class BlockBwd {
   static constexpr int kOctets = kShape.octets;
 
   using Params = SequenceBwd<S>;
-  using Queue = RowQueue<BwdRow>;
+  static constexpr int kQueueBytes = kQueuedSteps * kTileRows * sizeof(BwdRow);
 
   FASTLSTM_HOST_DEVICE static BlockLayout<S> layout(int64_t H) {
     return {8 * kOctets, kOctets, kShape.register_blocks, H, kGates * H};
@@ -41,12 +32,9 @@ class BlockBwd {
       : p_(p),
         d_(p.direction[blockIdx.y]),
         H_(static_cast<int>(p.rows.H)),
-        rows_(p.rows, d_.reverse),
         layout_(layout(H_)),
-        queue_(layout_.queue()) {
-    const int64_t count = rows_.steps_of(first_row());
-    steps_ = {d_.reverse ? 0 : count - 1, count, d_.reverse ? 1 : -1};
-  }
+        queue_(layout_.queue(), kTileRows),
+        steps_(p, d_, first_row()) {}
 
   FASTLSTM_DEVICE void operator()() {
     load_weights();
@@ -59,7 +47,7 @@ class BlockBwd {
     load_gradients();
     load_last_state();
     Inputs inputs = load_inputs(0);
-    for (int64_t s = 0; s < steps_.count; ++s) {
+    for (int64_t s = 0; s < steps_.count(); ++s) {
       // What the next steps need is under way during this one.
       BwdRow coming;
       if (queue_.is_mine()) coming = look_up(s + 2);
@@ -72,7 +60,7 @@ class BlockBwd {
       float dh[kOctets][kLaneRows];
       w_.multiply(layout_.tile(s), dh);
       for_each_cell([&](int o, int i) {
-        if (queue_.at(s, i).compact >= 0) dh_[o][i] = {dh[o][i]};
+        if (queue_.at(s, row(i)).compact >= 0) dh_[o][i] = {dh[o][i]};
       });
       inputs = next_inputs;
     }
@@ -137,19 +125,7 @@ class BlockBwd {
   }
 
   FASTLSTM_DEVICE BwdRow look_up(int64_t s) const {
-    BwdRow row = {-1, -1, -1, false, false};
-    if (s >= steps_.count) return row;
-    const int64_t t = steps_.at(s), before = rows_.before(t), n = first_row() + threadIdx.x;
-    const bool has = rows_.has(t, n), has_before = rows_.has(before, n);
-    if (!has && !has_before) return row;
-    const int64_t b = rows_.batch_row(n);
-    row.before_is_initial = !has_before;
-    row.before = has_before ? rows_.place(before) + b : b;
-    if (!has) return row;
-    row.compact = rows_.begin(t) + n;
-    row.grad = p_.rows.packed ? row.compact : b;
-    row.cut = rows_.is_cut(t, n, b);
-    return row;
+    return steps_.look_up(s, first_row() + threadIdx.x);
   }
 
   FASTLSTM_DEVICE V load_state(bool initial, int64_t place, int o) const {
@@ -161,30 +137,29 @@ class BlockBwd {
   }
   // States after the step that is taken first; those of the others are states before a step.
   FASTLSTM_DEVICE void load_last_state() {
-    const int64_t t = steps_.at(0);
     for_each_cell([&](int o, int i) { state_[o][i] = V::broadcast(0); });
     if (!C::kBwdReadsState) return;
     for_each_state([&](int o, int i, int64_t) {
-      const int64_t n = first_row() + row(i);
-      if (rows_.has(t, n)) state_[o][i] = load_state(false, rows_.place(t) + rows_.batch_row(n), o);
+      const int64_t place = steps_.last_place(first_row() + row(i));
+      if (place >= 0) state_[o][i] = load_state(false, place, o);
     });
   }
 
   FASTLSTM_DEVICE Inputs load_inputs(int64_t s) const {
     Inputs in = {};
-    const int64_t t = steps_.at(s);
+    const int64_t t = steps_.time(s);
     for_each_cell([&](int o, int i) {
       if (!exists(o)) return;
-      const BwdRow& row = queue_.at(s, i);
-      if (kReadsStates && row.before >= 0)
-        in.state_before[o][i] = load_state(row.before_is_initial, row.before, o);
-      if (row.compact < 0) return;
+      const BwdRow& now = queue_.at(s, row(i));
+      if (kReadsStates && now.before >= 0)
+        in.state_before[o][i] = load_state(now.before_is_initial, now.before, o);
+      if (now.compact < 0) return;
       FASTLSTM_UNROLL
       for (int g = 0; g < kReserve; ++g)
-        in.reserve[o][i][g] = d_.reserve[(row.compact * kReserve + g) * H_ + unit(o)];
-      if (d_.dy) in.dy[o][i] = d_.dy[t * p_.dy_t_stride + row.grad * p_.dy_n_stride + unit(o)];
+        in.reserve[o][i][g] = d_.reserve[(now.compact * kReserve + g) * H_ + unit(o)];
+      if (d_.dy) in.dy[o][i] = d_.dy[t * p_.dy_t_stride + now.grad * p_.dy_n_stride + unit(o)];
       if (d_.dc_seq)
-        in.dc[o][i] = d_.dc_seq[t * p_.dc_seq_t_stride + row.grad * p_.dc_seq_n_stride + unit(o)];
+        in.dc[o][i] = d_.dc_seq[t * p_.dc_seq_t_stride + now.grad * p_.dc_seq_n_stride + unit(o)];
     });
     return in;
   }
@@ -192,9 +167,9 @@ class BlockBwd {
   FASTLSTM_DEVICE void compute(int64_t s, int o, int i, const Inputs& in) {
     const V state = state_[o][i], zero = V::broadcast(0);
     state_[o][i] = in.state_before[o][i];
-    const BwdRow& now = queue_.at(s, i);
+    const BwdRow& now = queue_.at(s, row(i));
     if (now.compact < 0 || !exists(o)) return;
-    const bool cut_after = s > 0 && queue_.at(s - 1, i).cut;
+    const bool cut_after = s > 0 && queue_.at(s - 1, row(i)).cut;
     const V dh = (cut_after ? zero : dh_[o][i]) + load(&in.dy[o][i]);
     V carry = (cut_after ? zero : carry_[o][i]) + V{in.dc[o][i]};
     V reserve[kReserve ? kReserve : 1], dgates[kDgates];
@@ -215,32 +190,12 @@ class BlockBwd {
   const SequenceBwd<S>& p_;
   const SequenceBwdDirection<S>& d_;
   const int H_;
-  const DirectionRows rows_;
   const BlockLayout<S> layout_;
-  const Queue queue_;
-  Steps steps_;
+  const RowQueue<BwdRow> queue_;
+  const BwdSteps<S> steps_;
   ResidentMatrix<S, kShape.warps, kOctets, kShape.register_blocks> w_;
   V dh_[kOctets][kLaneRows], carry_[kOctets][kLaneRows], state_[kOctets][kLaneRows];
 };
-
-// The h that W_hh saw in each row of each step. A kernel of its own: nothing in it waits for the
-// step before.
-template <class S>
-FASTLSTM_KERNEL void collect_h_kernel(const SequenceBwd<S> p) {
-  const SequenceBwdDirection<S>& d = p.direction[blockIdx.y];
-  const DirectionRows rows(p.rows, d.reverse);
-  for (int64_t t = blockIdx.x; t < p.rows.T; t += gridDim.x) {
-    const int64_t before = rows.before(t), begin = rows.begin(t);
-    for (int64_t n = 0; n < p.rows.N && rows.has(t, n); ++n) {
-      const int64_t b = rows.batch_row(n);
-      const bool cut = rows.is_cut(t, n, b);
-      const S* h = rows.has(before, n) ? d.h + (rows.place(before) + b) * p.h_stride
-                                       : d.h_initial + b * p.h_stride;
-      for (int64_t j = threadIdx.x; j < p.rows.H; j += blockDim.x)
-        d.h_operand[(begin + n) * p.rows.H + j] = cut ? S(0.0f) : h[j];
-    }
-  }
-}
 
 }  // namespace cuda
 }  // namespace fastlstm

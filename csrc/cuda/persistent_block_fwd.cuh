@@ -9,14 +9,6 @@
 namespace fastlstm {
 namespace cuda {
 
-// A row of a step; -1 is none in this launch.
-struct FwdRow {
-  int64_t place;    // in the buffers of states
-  int64_t compact;  // row
-  int64_t igates;   // row
-  bool cut;         // no state enters
-};
-
 template <template <class> class Cell, class S, int kShapeIndex>
 class BlockFwd {
   using V = Lane<float>;
@@ -29,7 +21,7 @@ class BlockFwd {
   static constexpr BlockShape kShape = fwd_shape<S>(kGates, kShapeIndex);
   static constexpr int kOctets = kGates * kShape.octets;  // of rows of W_hh in a warp
   using Params = SequenceFwd<S>;
-  using Queue = RowQueue<FwdRow>;
+  static constexpr int kQueueBytes = kQueuedSteps * kTileRows * sizeof(FwdRow);
 
   FASTLSTM_HOST_DEVICE static BlockLayout<S> layout(int64_t H) {
     return {8 * kShape.octets, kOctets, kShape.register_blocks, H, H};
@@ -39,14 +31,9 @@ class BlockFwd {
       : p_(p),
         d_(p.direction[blockIdx.y]),
         H_(static_cast<int>(p.rows.H)),
-        rows_(p.rows, d_.reverse),
         layout_(layout(H_)),
-        queue_(layout_.queue()) {
-    const int64_t end = rows_.steps_of(first_row());
-    const int64_t last = (end < d_.t_end ? end : d_.t_end) - 1;
-    steps_ = {d_.reverse ? last : d_.t_begin, last < d_.t_begin ? 0 : last + 1 - d_.t_begin,
-              d_.reverse ? -1 : 1};
-  }
+        queue_(layout_.queue(), kTileRows),
+        steps_(p, d_, first_row()) {}
 
   FASTLSTM_DEVICE void operator()() {
     load_weights();
@@ -59,7 +46,7 @@ class BlockFwd {
     load_states();
     device::sync_block();
     Gates igates = load_igates(0);
-    for (int64_t s = 0; s < steps_.count; ++s) {
+    for (int64_t s = 0; s < steps_.count(); ++s) {
       // What the next steps need is under way during this one.
       FwdRow coming;
       if (queue_.is_mine()) coming = look_up(s + 2);
@@ -118,14 +105,15 @@ class BlockFwd {
       state_[o][i] = V::broadcast(0);
       const int64_t n = first_row() + row(i);
       if (n >= p_.rows.N || !exists(o)) return;
-      const V h = load(d_.h_operand + n * H_ + unit(o));
+      const V h = load(d_.h_begin + n * H_ + unit(o));
+      store(d_.h_end + n * H_ + unit(o), h);  // of rows without a step
       state_[o][i] = d_.state ? V{d_.state[n * H_ + unit(o)]} : h;
       for (int s = 0; s < 2; ++s) set_operand(s, o, i, h);
     });
   }
   FASTLSTM_DEVICE void store_states(int o, int i, V h) const {
     const int64_t at = (first_row() + row(i)) * H_ + unit(o);
-    store(d_.h_operand + at, h);
+    store(d_.h_end + at, h);
     if (d_.state) d_.state[at] = state_[o][i].v;
   }
   // What W_hh is to see in step s.
@@ -135,23 +123,13 @@ class BlockFwd {
   }
 
   FASTLSTM_DEVICE FwdRow look_up(int64_t s) const {
-    const int64_t t = steps_.at(s), n = first_row() + threadIdx.x;
-    FwdRow row = {-1, -1, -1, false};
-    if (!rows_.has(t, n)) return row;
-    const int64_t b = rows_.batch_row(n);
-    row.cut = rows_.is_cut(t, n, b);
-    if (s >= steps_.count) return row;
-    row.place = rows_.place(t) + b;
-    row.compact = rows_.begin(t) + n;
-    row.igates = d_.tokens ? d_.tokens[row.place] : row.compact - rows_.begin(d_.t_begin);
-    if (d_.tokens && (row.igates < 0 || row.igates >= p_.V)) device::trap("token out of range");
-    return row;
+    return steps_.look_up(s, first_row() + threadIdx.x);
   }
 
   FASTLSTM_DEVICE Gates load_igates(int64_t s) const {
     Gates gates;
     for_each_cell([&](int o, int i) {
-      const int64_t from = queue_.at(s, i).igates;
+      const int64_t from = queue_.at(s, row(i)).igates;
       FASTLSTM_UNROLL
       for (int g = 0; g < kGates; ++g) {
         gates.of[o * kGates + g][i] =
@@ -162,8 +140,8 @@ class BlockFwd {
   }
 
   FASTLSTM_DEVICE void compute(int64_t s, int o, int i, const Gates& igates, const Gates& hgates) {
-    const FwdRow& row = queue_.at(s, i);
-    if (row.place < 0 || !exists(o)) return;
+    const FwdRow& now = queue_.at(s, row(i));
+    if (now.place < 0 || !exists(o)) return;
     V x[kGates], w_h[kGates], reserve[kReserve ? kReserve : 1];
     igates.get(o, i, x);
     hgates.get(o, i, w_h);
@@ -171,14 +149,14 @@ class BlockFwd {
     const V h = C::fwd(x, w_h, bias_[o], state, reserve);
     if (!kTraits.has_c) state = h;
 
-    store(d_.h + row.place * p_.h_stride + unit(o), h);
-    if (d_.c) d_.c[row.place * p_.c_stride + unit(o)] = state.v;
+    store(d_.h + now.place * p_.h_stride + unit(o), h);
+    if (d_.c) d_.c[now.place * p_.c_stride + unit(o)] = state.v;
     if (d_.reserve) {
       FASTLSTM_UNROLL
       for (int g = 0; g < kReserve; ++g)
-        store(d_.reserve + (row.compact * kReserve + g) * H_ + unit(o), reserve[g]);
+        store(d_.reserve + (now.compact * kReserve + g) * H_ + unit(o), reserve[g]);
     }
-    const FwdRow& next = queue_.at(s + 1, i);
+    const FwdRow& next = queue_.at(s + 1, row(i));
     const V zero = V::broadcast(0), h_next = next.cut ? zero : h;
     state_[o][i] = next.cut ? zero : state;
     set_operand(s + 1, o, i, h_next);
@@ -188,10 +166,9 @@ class BlockFwd {
   const SequenceFwd<S>& p_;
   const SequenceFwdDirection<S>& d_;
   const int H_;
-  const DirectionRows rows_;
   const BlockLayout<S> layout_;
-  const Queue queue_;
-  Steps steps_;
+  const RowQueue<FwdRow> queue_;
+  const FwdSteps<S> steps_;
   ResidentMatrix<S, kShape.warps, kOctets, kShape.register_blocks> w_;
   V bias_[kShape.octets][kBiases];
   V state_[kShape.octets][kLaneRows];

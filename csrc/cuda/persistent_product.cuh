@@ -9,6 +9,8 @@
 
 #include "../cells/portable.h"
 #include "device.cuh"
+#include "float3x.h"
+#include "group_layout.h"
 
 namespace fastlstm {
 namespace cuda {
@@ -19,9 +21,11 @@ constexpr int kTileRows = 8;  // n of mma
 constexpr int kLaneRows = 2;  // of them, 2 p and 2 p + 1, are a lane's columns of D
 constexpr int kBlockWords = 16, kChunkWords = 4;
 
-// How numbers enter a product: 16-bit types as they are, float rounded to TF32.
+// How numbers enter a product: 16-bit types as they are, float rounded to TF32, Float3x in two
+// parts.
 template <class S>
 struct Operand {
+  static constexpr Operands kKind = Operands::k16Bit;
   static constexpr int kPerWord = 2;
   FASTLSTM_DEVICE static S of(float x) { return S(x); }
   FASTLSTM_DEVICE static uint32_t word(const S (&x)[2]) {
@@ -33,11 +37,39 @@ struct Operand {
 };
 template <>
 struct Operand<float> {
+  static constexpr Operands kKind = Operands::kTf32;
   static constexpr int kPerWord = 1;
   FASTLSTM_DEVICE static uint32_t of(float x) { return device::to_tf32(x); }
   FASTLSTM_DEVICE static uint32_t word(const float (&x)[1]) { return of(x[0]); }
   FASTLSTM_DEVICE static void mma(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
     device::mma_m16n8k8_tf32(d, a, b);
+  }
+};
+
+// A number is hi + lo, both TF32, to 2^-22 of it. Of the products lo lo is left out, 2^-22 as well.
+// Every mma begins at zero: tensor cores truncate the sums that they keep, additions here round.
+template <>
+struct Operand<Float3x> {
+  static constexpr Operands kKind = Operands::kTf32x3;
+  static constexpr int kPerWord = 1;
+  FASTLSTM_DEVICE static uint32_t of(float x) { return device::bit_cast<uint32_t>(x); }
+  FASTLSTM_DEVICE static void split(uint32_t bits, uint32_t& hi, uint32_t& lo) {
+    const float x = device::bit_cast<float>(bits);
+    hi = device::to_tf32(x);
+    lo = device::to_tf32(x - device::bit_cast<float>(hi));
+  }
+  FASTLSTM_DEVICE static void mma(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
+    uint32_t a_hi[4], a_lo[4], b_hi[2], b_lo[2];
+    FASTLSTM_UNROLL
+    for (int i = 0; i < 4; ++i) split(a[i], a_hi[i], a_lo[i]);
+    FASTLSTM_UNROLL
+    for (int i = 0; i < 2; ++i) split(b[i], b_hi[i], b_lo[i]);
+    float sum[4] = {};
+    device::mma_m16n8k8_tf32(sum, a_lo, b_hi);
+    device::mma_m16n8k8_tf32(sum, a_hi, b_lo);
+    device::mma_m16n8k8_tf32(sum, a_hi, b_hi);
+    FASTLSTM_UNROLL
+    for (int i = 0; i < 4; ++i) d[i] += sum[i];
   }
 };
 
@@ -65,6 +97,10 @@ class OperandTile {
   FASTLSTM_DEVICE Word4 chunk(int block) const {
     const int row = device::lane() / 4, chunk = 4 * block + device::lane() % 4;
     return reinterpret_cast<const Word4*>(words_ + row * row_words_)[chunk ^ permutation(row)];
+  }
+
+  FASTLSTM_DEVICE Word4* chunk_at(int row, int chunk) const {
+    return reinterpret_cast<Word4*>(words_ + row * row_words_) + (chunk ^ permutation(row));
   }
 
   // Numbers k, k + 1, .. of a row.
@@ -96,6 +132,16 @@ class OperandTile {
   uint32_t* words_;
   int row_words_;
 };
+
+// One of the two mma of a block: sum += of 16 rows of W, low and high those of its two octets.
+template <class S>
+FASTLSTM_DEVICE void mma_half(float (&sum)[4], const Word4& low, const Word4& high, const Word4& x,
+                              int half) {
+  const int i = 2 * half, j = i + 1;
+  const uint32_t a[4] = {low.w[i], high.w[i], low.w[j], high.w[j]};
+  const uint32_t b[2] = {x.w[i], x.w[j]};
+  Operand<S>::mma(sum, a, b);
+}
 
 // A warp's rows of W: the first blocks of K in registers, the others in shared memory.
 template <class S, int kWarps, int kOctets, int kRegisterBlocks>
@@ -132,8 +178,8 @@ class ResidentMatrix {
         FASTLSTM_UNROLL
         for (int tile = 0; tile < kTiles; ++tile) {
           const int low = 2 * tile, high = low + 1;
-          mma(sums[(2 * block + half) % kChains][tile], w[low],
-              high < kOctets ? w[high % kOctets] : Word4{}, chunk, half);
+          mma_half<S>(sums[(2 * block + half) % kChains][tile], w[low],
+                      high < kOctets ? w[high % kOctets] : Word4{}, chunk, half);
         }
       }
     }
@@ -146,7 +192,7 @@ class ResidentMatrix {
         const Word4 low = *w, high = 2 * tile + 1 < kOctets ? w[blockDim.x] : Word4{};
         FASTLSTM_UNROLL
         for (int half = 0; half < 2; ++half)
-          mma(sums[half % kChains][tile], low, high, chunk, half);
+          mma_half<S>(sums[half % kChains][tile], low, high, chunk, half);
       }
     }
     FASTLSTM_UNROLL
@@ -188,15 +234,6 @@ class ResidentMatrix {
 
   FASTLSTM_DEVICE static int shared_index(int block) {
     return (block - kRegisterBlocks) * kOctets * static_cast<int>(blockDim.x);
-  }
-
-  // One of the two products of a block. Without a second octet, the last tile has zeros for it.
-  FASTLSTM_DEVICE static void mma(float (&sum)[4], const Word4& low, const Word4& high,
-                                  const Word4& x, int half) {
-    const int i = 2 * half, j = i + 1;
-    const uint32_t a[4] = {low.w[i], high.w[i], low.w[j], high.w[j]};
-    const uint32_t b[2] = {x.w[i], x.w[j]};
-    Operand<S>::mma(sum, a, b);
   }
 
   Word4 registers_[kRegisterBlocks][kOctets];

@@ -33,7 +33,8 @@ struct SequenceFwdDirection {
   const S* w_hh;           // [G * H, H], rows w_hh_stride apart
   const A* bias;           // [G + separate, H], or null
   A* state;                // [N, H]: c of the LSTM, h of the GRU, before -> after; null: RNN
-  S* h_operand;            // [N, H]: h as W_hh is to see it, before -> after
+  const S* h_begin;        // [N, H]: h as W_hh is to see it, before the first step
+  S* h_end;                // likewise, after each row's last step; not h_begin
   S* h;                    // of step 0, at place(t) + b: rows of [.., H], h_stride apart
   A* c;                    // likewise, c_stride apart; null: not kept
   S* reserve;              // of step 0, compact: [rows, R * H]; null: not kept
@@ -51,7 +52,8 @@ template <class S>
 struct SequenceBwdDirection {
   using A = Accumulator<S>;
   bool reverse;        // as in forward; the steps are taken from the last to the first
-  const S* w_hh;       // [G * H, H]
+  const S* w_hh;       // [G * H, H], rows w_hh_stride apart
+  const S* w_hh_t;     // [H, H * G]: of every unit, the columns of all gates; null where not asked
   const S* reserve;    // of step 0, compact: [rows, R * H]
   const S* h;          // of step 0, at place(t) + b: [.., H]
   const S* h_initial;  // at b

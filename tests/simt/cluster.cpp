@@ -48,13 +48,6 @@ void* cluster_shared(const void* shared, int rank) {
 }
 
 namespace {
-const Block* block_with(const void* address, size_t bytes) {
-  for (const Block& block : current->block->cluster->blocks) {
-    if (inside(block, address, bytes)) return &block;
-  }
-  return nullptr;
-}
-
 Mbarrier read_barrier(const char* what, const uint64_t* address) {
   check_aligned(what, address, 8);
   if (!block_with(address, 8))

@@ -37,6 +37,15 @@ void launch_cluster(void (*kernel)(P), dim3 grid, dim3 block, size_t shared_byte
   launch_as(false, cluster_size, kernel, grid, block, shared_bytes, params);
 }
 
+template <class P>
+int max_active_clusters(void (*)(P), int cluster_size, int threads, size_t shared_bytes) {
+  return simt::max_active_clusters(cluster_size, threads, shared_bytes);
+}
+template <class P>
+int max_active_blocks(void (*)(P), int threads, size_t shared_bytes) {
+  return simt::max_active_blocks(threads, shared_bytes);
+}
+
 inline void trap(const char* why) { simt::fail("%s", why); }
 template <class T>
 T* shared_memory() {
@@ -112,7 +121,10 @@ inline void ldmatrix_x4_trans(uint32_t (&r)[4], const void* row) {
 }
 
 inline void cp_async_16(void* shared, const void* global, bool valid = true) {
-  simt::cp_async_16(shared, global, valid);
+  simt::cp_async("cp_async_16", shared, global, 16, valid);
+}
+inline void cp_async_4(void* shared, const void* global, bool valid = true) {
+  simt::cp_async("cp_async_4", shared, global, 4, valid);
 }
 using simt::cp_async_commit;
 template <int kPending>
@@ -120,6 +132,7 @@ void cp_async_wait() {
   simt::cp_async_wait(kPending);
 }
 
+constexpr bool kHasClusters = true;
 using simt::cluster_arrive;
 using simt::cluster_rank;
 using simt::cluster_size;

@@ -45,6 +45,7 @@ struct Cluster;
 struct Copy {
   void* shared;
   const void* global;
+  int size;
   bool valid;
   int group;
 };
@@ -124,6 +125,10 @@ bool inside(const Block& block, const void* address, size_t bytes);
 void check_aligned(const char* what, const void* address, int bytes);
 // Also that it lies in the shared memory of the current block.
 void check_shared(const char* what, const void* address, int bytes);
+// Also that it lies in no shared memory.
+void check_global(const char* what, const void* address, int bytes);
+// The block of the current cluster in whose shared memory it lies, or nullptr.
+const Block* block_with(const void* address, size_t bytes);
 
 // ---- stores.cpp ----
 

@@ -168,6 +168,18 @@ FASTLSTM_KERNEL void spin(const Params p) {
   }
 }
 
+FASTLSTM_KERNEL void mbarrier_wait_in_vain(const Params) {
+  uint64_t* barrier = shared_memory<uint64_t>();
+  mbarrier_init(barrier, 2);
+  mbarrier_arrive(barrier);
+  mbarrier_wait(barrier, 0, 100);
+}
+
+FASTLSTM_KERNEL void group_barrier_in_vain(const Params p) {
+  unsigned epoch = 0;
+  if (blockIdx.x == 0) group_barrier(p.counter, gridDim.x, epoch, 100);
+}
+
 int deep(const volatile int* p, int depth) {
   volatile int frame[64] = {};
   if (depth == 0) return *p;
@@ -178,6 +190,23 @@ FASTLSTM_KERNEL void stack_overflow(const Params p) {
 }
 
 FASTLSTM_KERNEL void misaligned(const Params p) { load_relaxed_16(p.in<float>() + 1); }
+
+FASTLSTM_KERNEL void misaligned_copy(const Params p) {
+  cp_async_4(shared_memory<float>(), p.in<char>() + 2);
+}
+
+FASTLSTM_KERNEL void copy_out_of_range(const Params p) {
+  cp_async_4(shared_memory<float>(), p.in<float>() + p.count<float>());
+}
+
+FASTLSTM_KERNEL void load_of_shared(const Params) { load_relaxed(shared_memory<float>()); }
+
+// Of another block of the cluster.
+FASTLSTM_KERNEL void store_to_shared(const Params) {
+  cluster_sync();
+  store_relaxed(cluster_shared(shared_memory<float>(), cluster_rank() ^ 1), 1.0f);
+  cluster_sync();
+}
 
 FASTLSTM_KERNEL void nothing(const Params) {}
 
@@ -211,7 +240,13 @@ const Test kFaults[] = {
     {"spin", spin, 2, 32, 0, Kind::kNormal},
     {"stack_overflow", stack_overflow, 1, 1, 0, Kind::kNormal},
     {"misaligned", misaligned, 1, 1, 0, Kind::kNormal},
-    {"too_large", nothing, 65, 32, 0, Kind::kCooperative},
+    {"misaligned_copy", misaligned_copy, 1, 1, 16, Kind::kNormal},
+    {"copy_out_of_range", copy_out_of_range, 1, 1, 16, Kind::kNormal},
+    {"load_of_shared", load_of_shared, 1, 1, 16, Kind::kNormal},
+    {"store_to_shared", store_to_shared, 4, 32, 128, Kind::kCluster4},
+    {"mbarrier_wait_in_vain", mbarrier_wait_in_vain, 1, 1, 16, Kind::kNormal},
+    {"group_barrier_in_vain", group_barrier_in_vain, 2, 32, 0, Kind::kCooperative},
+    {"too_large", nothing, 133, 32, 0, Kind::kCooperative},
     {"too_many_threads", nothing, 1, 1056, 0, Kind::kNormal},
     {"too_much_shared", nothing, 1, 32, 232449, Kind::kNormal},
     {"cluster_does_not_divide", nothing, 6, 32, 0, Kind::kCluster4},
@@ -235,6 +270,7 @@ extern "C" int run_use_after_free(char* error, size_t error_bytes) {
   return 0;
 }
 
+extern "C" void set_max_resident_blocks(int blocks) { simt::set_max_resident_blocks(blocks); }
 extern "C" void set_spin_limit(int64_t looks) { simt::set_spin_limit(looks); }
 
 }  // namespace selftest

@@ -13,11 +13,12 @@ namespace {
 
 constexpr size_t kSharedLimit = 232448;  // of sm_90, the most there is
 constexpr int kClusterLimit = 16;
+constexpr uint64_t kThreadsLimit = 1024;
 
 std::mutex launch_mutex;
 uint64_t seed = 0;
 int launches = 0;  // since set_seed
-int resident_limit = 64;
+int resident_limit = 132;
 
 std::string text(dim3 d) {
   return "(" + std::to_string(d.x) + ", " + std::to_string(d.y) + ", " + std::to_string(d.z) + ")";
@@ -53,7 +54,7 @@ std::string shape(const LaunchSpec& spec) {
 void check(const LaunchSpec& spec) {
   const dim3 grid = spec.grid, block = spec.block;
   const uint64_t threads = uint64_t{block.x} * block.y * block.z;
-  if (threads == 0 || threads > 1024 || block.z > 64) {
+  if (threads == 0 || threads > kThreadsLimit || block.z > 64) {
     refuse(spec, "cudaErrorInvalidConfiguration", "a block has 1 to 1024 threads");
   }
   if (grid.x > 0x7fffffffu || grid.y > 65535 || grid.z > 65535) {
@@ -86,6 +87,17 @@ void set_seed(uint64_t value) {
 
 void set_max_resident_blocks(int blocks) { resident_limit = blocks; }
 int max_resident_blocks() { return resident_limit; }
+
+int max_active_blocks(int threads, size_t shared_bytes) {
+  return threads >= 1 && static_cast<uint64_t>(threads) <= kThreadsLimit &&
+         shared_bytes <= kSharedLimit;
+}
+
+int max_active_clusters(int cluster_size, int threads, size_t shared_bytes) {
+  if (cluster_size < 1 || cluster_size > kClusterLimit) return 0;
+  return max_active_blocks(threads, shared_bytes) * resident_limit / cluster_size;
+}
+
 void run(const LaunchSpec& spec) {
   std::lock_guard<std::mutex> lock(launch_mutex);
   if (spec.grid.x == 0 || spec.grid.y == 0 || spec.grid.z == 0) return;

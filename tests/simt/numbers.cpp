@@ -33,11 +33,12 @@ uint16_t half_from_float(float value) {
 }
 
 float half_to_float(uint16_t half) {
-  const int exponent = half >> 10 & 31, fraction = half & 1023;
-  const float sign = half & 0x8000 ? -1.0f : 1.0f;
-  if (exponent == 31) return fraction ? NAN : sign * INFINITY;
-  if (exponent == 0) return sign * ldexpf(static_cast<float>(fraction), -24);
-  return sign * ldexpf(static_cast<float>(1024 + fraction), exponent - 25);
+  const uint32_t sign = half >> 15, exponent = half >> 10 & 31, fraction = half & 1023;
+  if (exponent == 0) return (sign ? -0x1p-24f : 0x1p-24f) * static_cast<float>(fraction);
+  const uint32_t bits = sign << 31 | (exponent == 31 ? 255 : exponent + 112) << 23 | fraction << 13;
+  float value;
+  memcpy(&value, &bits, sizeof value);
+  return value;
 }
 
 uint32_t to_tf32(float value) {

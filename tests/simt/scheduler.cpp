@@ -22,6 +22,10 @@ std::mt19937_64 random_bits;
 namespace {
 
 constexpr size_t kStackBytes = 64 * 1024;
+// A stack with a guard page of its own takes two of the system's mappings (vm.max_map_count:
+// 65530). Those beyond share one, so that a launch of 132 blocks of 256 threads, an H100 full,
+// finds room.
+constexpr size_t kGuardedStacks = 24 * 1024, kStacksOfGuard = 64;
 constexpr int kResidentClusters = 4;  // at most, of a launch that asks for no more
 
 int64_t spin_limit = 10'000'000;
@@ -37,6 +41,7 @@ const LaunchSpec* spec = nullptr;
 Context scheduler;
 std::vector<Fiber*> ready;
 std::vector<void*> stacks;  // free ones
+size_t mapped_stacks = 0;
 std::vector<Region> shared_regions;
 std::string error;
 int64_t vain_looks = 0;
@@ -52,16 +57,21 @@ std::string text(uint3 v) {
   return "(" + std::to_string(v.x) + ", " + std::to_string(v.y) + ", " + std::to_string(v.z) + ")";
 }
 
-void* new_stack() {
-  if (stacks.empty()) {
-    try {
-      stacks.push_back(map_region(nullptr, kStackBytes).data);
-    } catch (const std::bad_alloc&) {
-      throw std::runtime_error(
-          "no room for another stack (each needs two of vm.max_map_count): have fewer threads "
-          "resident");
-    }
+void map_stacks() {
+  const size_t count = mapped_stacks < kGuardedStacks ? 1 : kStacksOfGuard;
+  try {
+    char* first = map_region(nullptr, count * kStackBytes).data;
+    for (size_t i = 0; i < count; ++i) stacks.push_back(first + i * kStackBytes);
+  } catch (const std::bad_alloc&) {
+    throw std::runtime_error(
+        "no room for another stack (most need two of vm.max_map_count): have fewer threads "
+        "resident");
   }
+  mapped_stacks += count;
+}
+
+void* new_stack() {
+  if (stacks.empty()) map_stacks();
   void* stack = stacks.back();
   stacks.pop_back();
   return stack;

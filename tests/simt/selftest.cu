@@ -111,6 +111,18 @@ FASTLSTM_KERNEL void pipeline(const Params p) {
   for (int k = 0; k < 4; ++k) p.out<float>()[theirs + k] = sum[k];
 }
 
+// out[i] = in[n - 1 - j] with j = (i + 1) % n, or 0 where 3 divides j.
+FASTLSTM_KERNEL void reversed(const Params p) {
+  float* x = shared_memory<float>();
+  const int n = p.count<float>(), i = static_cast<int>(threadIdx.x);
+  const bool valid = i % 3 != 0;
+  cp_async_4(x + i, p.in<float>() + (valid ? n - 1 - i : n), valid);
+  cp_async_commit();
+  cp_async_wait<0>();
+  sync_block();
+  p.out<float>()[i] = x[(i + 1) % n];
+}
+
 FASTLSTM_KERNEL void matrices(const Params p) {
   uint16_t* tile = shared_memory<uint16_t>();  // [32][8]
   const int l = lane();
@@ -227,15 +239,11 @@ FASTLSTM_KERNEL void cluster_async(const Params p) {
     const int b = step % 2, parity = step / 2 % 2;
     if (thread == 0) mbarrier_expect_tx(full + b, threads * 16);
     // Of the next block's buffer: nobody has written to it in the first two steps.
-    if (step >= 2) {
-      while (!mbarrier_try_wait(empty + b, parity ^ 1)) {
-      }
-    }
+    if (step >= 2) mbarrier_wait(empty + b, parity ^ 1);
     for (uint32_t& word : x.w) word += static_cast<uint32_t>(cluster_rank() + 1);
     store_async_16(cluster_shared(buffers + b * threads + thread, next), x,
                    cluster_shared(full + b, next));
-    while (!mbarrier_try_wait(full + b, parity)) {
-    }
+    mbarrier_wait(full + b, parity);
     x = buffers[b * threads + (thread + 1) % threads];
     mbarrier_arrive_remote(cluster_shared(empty + b, previous));
   }
@@ -255,22 +263,24 @@ FASTLSTM_KERNEL void block_mbarrier(const Params p) {
   for (int phase = 0; phase < 2; ++phase) {
     x[thread] += static_cast<float>(phase + 1);
     mbarrier_arrive(barrier);
-    while (!mbarrier_try_wait(barrier, phase)) {
-    }
+    mbarrier_wait(barrier, phase);
     sum += x[(thread + 1) % threads];
     sync_block();
   }
   p.out<float>()[thread] = sum;
 }
 
-// x[i] of the next step is 1 + x[i + 1] of the one before, over the whole grid.
-FASTLSTM_KERNEL void grid_ping_pong(const Params p) {
-  float* buffers[2] = {p.out<float>(), p.out<float>() + p.count<float>()};
-  const int n = p.count<float>(), i = static_cast<int>(blockIdx.x * blockDim.x + threadIdx.x);
+// x[i] of the next step is 1 + x[i + 1] of the one before, over each of kGroups parts of the grid.
+template <int kGroups>
+FASTLSTM_KERNEL void ping_pong(const Params p) {
+  const unsigned blocks = gridDim.x / kGroups, group = blockIdx.x / blocks;
+  const unsigned n = blocks * blockDim.x, first = group * n;
+  const unsigned i = blockIdx.x % blocks * blockDim.x + threadIdx.x;
+  float* buffers[2] = {p.out<float>() + first, p.out<float>() + p.count<float>() + first};
   unsigned epoch = 0;
-  buffers[0][i] = p.in<float>()[i];
+  buffers[0][i] = p.in<float>()[first + i];
   for (int step = 0; step < kSteps; ++step) {
-    grid_barrier(p.counter, gridDim.x, epoch);
+    group_barrier(p.counter + group, blocks, epoch);
     buffers[(step + 1) % 2][i] = 1 + buffers[step % 2][(i + 1) % n];
   }
 }
@@ -331,6 +341,7 @@ const Test kTests[] = {
     {"shuffles", shuffles, dim3(1), dim3(64), 0, Kind::kNormal},
     {"all_reduce", all_reduce, dim3(3), dim3(96), 3 * sizeof(float), Kind::kNormal},
     {"pipeline", pipeline, dim3(1), dim3(32), 2 * 32 * 16, Kind::kNormal},
+    {"reversed", reversed, dim3(1), dim3(32), 32 * 4, Kind::kNormal},
     {"matrices", matrices, dim3(1), dim3(32), 32 * 16, Kind::kNormal},
     {"gemm_f16", gemm<Half, false>, dim3(1), dim3(64), 48 * 48, Kind::kNormal},
     {"gemm_f16_trans", gemm<Half, true>, dim3(1), dim3(64), 48 * 48, Kind::kNormal},
@@ -340,7 +351,9 @@ const Test kTests[] = {
     {"cluster_exchange", cluster_exchange, dim3(8), dim3(32), 2 * 32 * 4, Kind::kCluster4},
     {"cluster_async", cluster_async, dim3(8), dim3(32), 2 * 32 * 16 + 32, Kind::kCluster4},
     {"block_mbarrier", block_mbarrier, dim3(1), dim3(64), 16 + 64 * 4, Kind::kNormal},
-    {"grid_ping_pong", grid_ping_pong, dim3(6), dim3(32), 0, Kind::kCooperative},
+    {"grid_ping_pong", ping_pong<1>, dim3(6), dim3(32), 0, Kind::kCooperative},
+    {"group_ping_pong", ping_pong<2>, dim3(6), dim3(32), 0, Kind::kCooperative},
+    {"full_ping_pong", ping_pong<4>, dim3(132), dim3(256), 0, Kind::kCooperative},
     {"flag_in_data", flag_in_data, dim3(4), dim3(16), 0, Kind::kCooperative},
     {"messages", messages, dim3(2), dim3(32), 0, Kind::kCooperative},
     {"trap", trapped, dim3(2), dim3(32), 0, Kind::kNormal},
@@ -348,6 +361,13 @@ const Test kTests[] = {
 }  // namespace
 
 FASTLSTM_SELFTESTS(run_selftest, kTests)
+
+// cluster_size 0: of blocks alone.
+extern "C" int max_active(int cluster_size, int threads, size_t shared_bytes) {
+  return cluster_size == 0
+             ? max_active_blocks(cluster_exchange, threads, shared_bytes)
+             : max_active_clusters(cluster_exchange, cluster_size, threads, shared_bytes);
+}
 
 }  // namespace selftest
 }  // namespace fastlstm

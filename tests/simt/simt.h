@@ -8,7 +8,6 @@
 
 #define FASTLSTM_KERNEL
 #define FASTLSTM_DEVICE inline
-#define FASTLSTM_HOST_DEVICE inline
 #define FASTLSTM_LAUNCH_BOUNDS(...)
 
 // Of the running fiber. Not inline variables: every library has an emulator of its own.
@@ -21,7 +20,8 @@ namespace simt {
 
 // Schedules are a function of the seed and of the launches since.
 void set_seed(uint64_t seed);
-// Cooperative launches of more blocks are refused, as on a GPU of that size. Default: 64.
+// Multiprocessors, each with room for one block: cooperative launches of more blocks are refused.
+// Default: 132, as an H100 has.
 void set_max_resident_blocks(int blocks);
 int max_resident_blocks();
 // A launch fails after so many vain looks at memory in a row, by all threads together, in which no
@@ -48,6 +48,11 @@ struct LaunchSpec {
 // Throws std::runtime_error when the launch is refused or a thread of it fails.
 void run(const LaunchSpec& spec);
 
+// Of multiprocessors with room for one block, each cluster having some of its own. 0 for what run
+// refuses.
+int max_active_clusters(int cluster_size, int threads, size_t shared_bytes);
+int max_active_blocks(int threads, size_t shared_bytes);
+
 [[noreturn]] void fail(const char* format, ...) __attribute__((format(printf, 1, 2)));
 int lane();
 int warp();
@@ -65,7 +70,7 @@ void mma_m16n8k16(float* d, const uint32_t* a, const uint32_t* b, float (*to_flo
 void mma_m16n8k8_tf32(float* d, const uint32_t* a, const uint32_t* b);
 void ldmatrix_x4(uint32_t* r, const void* row, bool trans);
 
-void cp_async_16(void* shared, const void* global, bool valid);
+void cp_async(const char* what, void* shared, const void* global, int size, bool valid);
 void cp_async_commit();
 void cp_async_wait(int pending);
 

@@ -88,18 +88,18 @@ bool deliver_stores_into(const Block& block) {
 namespace {
 void perform(const Copy& copy) {
   if (copy.valid) {
-    memcpy(copy.shared, copy.global, 16);
+    memcpy(copy.shared, copy.global, copy.size);
   } else {
-    memset(copy.shared, 0, 16);
+    memset(copy.shared, 0, copy.size);
   }
 }
 }  // namespace
 
-void cp_async_16(void* shared, const void* global, bool valid) {
-  check_shared("cp_async_16", shared, 16);
-  check_aligned("cp_async_16", global, 16);
+void cp_async(const char* what, void* shared, const void* global, int size, bool valid) {
+  check_shared(what, shared, size);
+  check_global(what, global, size);
   if (valid) touch(global);
-  const Copy copy{shared, global, valid, current->group};
+  const Copy copy{shared, global, size, valid, current->group};
   if (delayed()) {
     current->copies.push_back(copy);
   } else {
@@ -121,7 +121,7 @@ void cp_async_wait(int pending) {
 // ---- memory shared between blocks ----
 
 void load(const char* what, const void* address, void* value, int size) {
-  check_aligned(what, address, size);
+  check_global(what, address, size);
   const char* from = static_cast<const char*>(address);
   deliver_where(
       [&](const Store& store) { return store.owner == current->id && store.overlaps(from, size); });
@@ -130,7 +130,7 @@ void load(const char* what, const void* address, void* value, int size) {
 }
 
 void store_relaxed(void* address, const void* value, int size) {
-  check_aligned("store_relaxed", address, size);
+  check_global("store_relaxed", address, size);
   Store store{current->id, static_cast<char*>(address), {}, size, nullptr};
   memcpy(store.value, value, size);
   add_store(store);
@@ -141,14 +141,14 @@ void fence() {
 }
 
 void store_release(void* address, const void* value, int size) {
-  check_aligned("store_release", address, size);
+  check_global("store_release", address, size);
   fence();
   memcpy(address, value, size);
   progress();
 }
 
 void add_release(unsigned* address, unsigned value) {
-  check_aligned("add_release", address, sizeof value);
+  check_global("add_release", address, sizeof value);
   fence();
   *address += value;
   progress();

@@ -22,6 +22,18 @@ void check_shared(const char* what, const void* address, int bytes) {
   }
 }
 
+const Block* block_with(const void* address, size_t bytes) {
+  for (const Block& block : current->block->cluster->blocks) {
+    if (inside(block, address, bytes)) return &block;
+  }
+  return nullptr;
+}
+
+void check_global(const char* what, const void* address, int bytes) {
+  check_aligned(what, address, bytes);
+  if (block_with(address, bytes)) fail("%s: %p is in shared memory", what, address);
+}
+
 int lane() { return current->index % 32; }
 
 int warp() {

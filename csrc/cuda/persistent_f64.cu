@@ -1,6 +1,7 @@
 #include <stdexcept>
 
 #include "persistent_block.h"
+#include "persistent_group.h"
 
 // Tensor cores have no float64 of these shapes.
 namespace fastlstm {
@@ -20,6 +21,14 @@ void block_fwd<double>(CellKind, const SequenceFwd<double>&, cudaStream_t) {
 template <>
 void block_bwd<double>(CellKind, const SequenceBwd<double>&, cudaStream_t) {
   throw std::invalid_argument("block_bwd: takes no float64");
+}
+template <>
+void group_fwd<double>(CellKind, Exchange, const GroupFwd<double>&, cudaStream_t) {
+  throw std::invalid_argument("group_fwd: takes no float64");
+}
+template <>
+void group_bwd<double>(CellKind, Exchange, const GroupBwd<double>&, cudaStream_t) {
+  throw std::invalid_argument("group_bwd: takes no float64");
 }
 }  // namespace cuda
 }  // namespace fastlstm

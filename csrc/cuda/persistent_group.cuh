@@ -1,0 +1,126 @@
+// The launches of persistent_group.h.
+#pragma once
+
+#include <iterator>
+#include <stdexcept>
+#include <string>
+
+#include "persistent_collect.cuh"
+#include "persistent_group_bwd.cuh"
+#include "persistent_group_fwd.cuh"
+
+namespace fastlstm {
+namespace cuda {
+
+template <class Job, Exchange kExchange>
+FASTLSTM_KERNEL void FASTLSTM_LAUNCH_BOUNDS(kGroupThreads, 1)
+    group_kernel(const typename Job::Params p) {
+  if constexpr (kExchange == Exchange::kCluster && !device::kHasClusters) {
+    device::trap("clusters need sm_90");
+  } else {
+    const GroupPlace here(p.plan);
+    const int64_t jobs = job_count(p.sequence.rows.N, p.sequence.directions, p.plan);
+    for (int64_t job = here.group; job < jobs; job += p.plan.groups) {
+      Job work(p, here, job);
+      work();
+      device::sync_block();
+    }
+  }
+}
+
+template <class P>
+using GroupKernel = void (*)(P);
+
+template <class P>
+void launch_group(GroupKernel<P> kernel, Exchange exchange, int64_t shared_bytes, const P& p,
+                  cudaStream_t stream) {
+  const dim3 grid(static_cast<unsigned>(p.plan.groups * p.plan.blocks), 1, 1);
+  const dim3 block(kGroupThreads, 1, 1);
+  if (exchange == Exchange::kCluster) {
+    device::launch_cluster(kernel, grid, block, shared_bytes, stream, p, p.plan.blocks);
+  } else {
+    device::launch_cooperative(kernel, grid, block, shared_bytes, stream, p);
+  }
+}
+
+// What the plan of a launch must hold for a layer of H units.
+inline void check_plan(const GroupPlan& plan, int64_t H) {
+  const auto check = [](bool holds, const std::string& what) {
+    if (!holds) throw std::invalid_argument("plan of a group: " + what);
+  };
+  check(plan.blocks > 0 && plan.groups > 0, "blocks and groups must be positive");
+  check(plan.rows > 0 && plan.rows <= kGroupThreads && plan.rows % kRowTile == 0,
+        "rows must be a multiple of 8 up to 256, got " + std::to_string(plan.rows));
+  check(int64_t{plan.units} * plan.blocks >= H,
+        std::to_string(plan.units * plan.blocks) + " units of " + std::to_string(H));
+}
+
+template <template <class> class Cell, class S, int kUnits>
+GroupKernel<GroupFwd<S>> fwd_kernel(Exchange exchange) {
+  return exchange == Exchange::kCluster
+             ? &group_kernel<GroupFwdJob<Cell, S, kUnits, ClusterGather>, Exchange::kCluster>
+             : &group_kernel<GroupFwdJob<Cell, S, kUnits, GridGather>, Exchange::kGrid>;
+}
+template <template <class> class Cell, class S, int kUnits>
+GroupKernel<GroupBwd<S>> bwd_kernel(Exchange exchange) {
+  return exchange == Exchange::kCluster
+             ? &group_kernel<GroupBwdJob<Cell, S, kUnits, ClusterScatter>, Exchange::kCluster>
+             : &group_kernel<GroupBwdJob<Cell, S, kUnits, GridScatter>, Exchange::kGrid>;
+}
+
+// The kernel for the units of a plan, from one for each of kUnitsChoices.
+template <class Kernel>
+Kernel of_units(const GroupPlan& plan, const Kernel (&kernels)[std::size(kUnitsChoices)]) {
+  for (size_t i = 0; i < std::size(kUnitsChoices); ++i)
+    if (plan.units == kUnitsChoices[i]) return kernels[i];
+  throw std::invalid_argument("plan of a group: no kernel has " + std::to_string(plan.units) +
+                              " units a block");
+}
+
+template <template <class> class Cell, class S>
+GroupKernel<GroupFwd<S>> fwd_kernel(Exchange exchange, const GroupPlan& plan) {
+  return of_units<GroupKernel<GroupFwd<S>>>(
+      plan, {fwd_kernel<Cell, S, 16>(exchange), fwd_kernel<Cell, S, 32>(exchange),
+             fwd_kernel<Cell, S, 48>(exchange)});
+}
+template <template <class> class Cell, class S>
+GroupKernel<GroupBwd<S>> bwd_kernel(Exchange exchange, const GroupPlan& plan) {
+  return of_units<GroupKernel<GroupBwd<S>>>(
+      plan, {bwd_kernel<Cell, S, 16>(exchange), bwd_kernel<Cell, S, 32>(exchange),
+             bwd_kernel<Cell, S, 48>(exchange)});
+}
+
+template <class S>
+void group_fwd(CellKind cell, Exchange exchange, const GroupFwd<S>& p, cudaStream_t stream) {
+  // In the order of CellKind.
+  using Find = GroupKernel<GroupFwd<S>> (*)(Exchange, const GroupPlan&);
+  static constexpr Find kFind[kNumCells] = {&fwd_kernel<LstmCell, S>, &fwd_kernel<GruCell, S>,
+                                            &fwd_kernel<RnnTanhCell, S>,
+                                            &fwd_kernel<RnnReluCell, S>};
+  const int64_t H = p.sequence.rows.H;
+  check_plan(p.plan, H);
+  const FwdLayout layout =
+      fwd_layout(kCellTraits[cell], Operand<S>::kKind, exchange, static_cast<int>(H), p.plan);
+  launch_group(kFind[cell](exchange, p.plan), exchange, layout.end, p, stream);
+}
+
+template <class S>
+void group_bwd(CellKind cell, Exchange exchange, const GroupBwd<S>& p, cudaStream_t stream) {
+  using Find = GroupKernel<GroupBwd<S>> (*)(Exchange, const GroupPlan&);
+  static constexpr Find kFind[kNumCells] = {&bwd_kernel<LstmCell, S>, &bwd_kernel<GruCell, S>,
+                                            &bwd_kernel<RnnTanhCell, S>,
+                                            &bwd_kernel<RnnReluCell, S>};
+  const int64_t H = p.sequence.rows.H;
+  check_plan(p.plan, H);
+  collect_h(p.sequence, stream);
+  const BwdLayout layout = bwd_layout(kCellTraits[cell], Operand<S>::kKind, exchange, p.plan);
+  launch_group(kFind[cell](exchange, p.plan), exchange, layout.end, p, stream);
+}
+
+#define FASTLSTM_INSTANTIATE_GROUP_FWD(S) \
+  template void group_fwd<S>(CellKind, Exchange, const GroupFwd<S>&, cudaStream_t);
+#define FASTLSTM_INSTANTIATE_GROUP_BWD(S) \
+  template void group_bwd<S>(CellKind, Exchange, const GroupBwd<S>&, cudaStream_t);
+
+}  // namespace cuda
+}  // namespace fastlstm
