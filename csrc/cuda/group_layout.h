@@ -91,8 +91,8 @@ struct BwdSplit {
 FASTLSTM_HOST_DEVICE constexpr BwdSplit bwd_split(int gates, int units, Operands operands,
                                                   Exchange exchange) {
   const int blocks = ceil_div(gates * units * bytes_of(operands), kBlockBytes);
-  const int registers =
-      (exchange == Exchange::kCluster ? 128 : 96) / (operands == Operands::kTf32x3 ? 2 : 1);
+  const bool x3 = operands == Operands::kTf32x3;
+  const int registers = exchange == Exchange::kCluster ? (x3 ? 56 : 128) : (x3 ? 48 : 96);
   const int tiles = registers / (8 * blocks);
   return {blocks, tiles > 8 ? 8 : tiles};
 }
@@ -130,6 +130,13 @@ FASTLSTM_HOST_DEVICE FwdLayout fwd_layout(CellTraits cell, Operands operands, Ex
   l.barriers = l.queue + kQueueSteps * plan.rows * kQueueRowBytes;
   l.end = l.barriers + 16;
   return l;
+}
+
+// In how many parts a block of a grid adds up what others have sent to it: as many as give every
+// thread 16 bytes of 8 rows. The same for more rows, whose bits shall not depend on how many they
+// are.
+FASTLSTM_HOST_DEVICE constexpr int grid_sum_parts(int units) {
+  return kGroupThreads * 4 / (kRowTile * units);
 }
 
 struct BwdLayout {

@@ -6,7 +6,6 @@
 //   receive(s)                       waits for it, s > 0
 //   send(s, row, chunk, words, part, parts)   16 bytes of what enters step s; the parts are threads
 //                                    that share the work of sending the same chunk
-//   finish()
 #pragma once
 
 #include "persistent_group.h"
@@ -51,7 +50,8 @@ class ClusterArrivals {
 
 // Into the shared memory of all blocks of the cluster, where two buffers are enough: who sends what
 // enters step s + 2 has received what enters step s + 1, which a block sends only after the barrier
-// behind its products of step s.
+// behind its products of step s. After its last step a block may leave: it has received all that is
+// ever sent to it.
 template <class S>
 class ClusterGather {
  public:
@@ -78,8 +78,6 @@ class ClusterGather {
                              device::cluster_shared(arrivals_.at(s), rank));
     }
   }
-  // No block may leave while others can still send to it.
-  FASTLSTM_DEVICE void finish() const { device::cluster_sync(); }
 
  private:
   int row_bytes_, tile_bytes_;
@@ -123,7 +121,6 @@ class GridGather {
       if (words.w[i] == kNotSent) words.w[i] = kNan;
     device::store_relaxed_16(slot(s) + row * row_chunks_ + chunk, words);
   }
-  FASTLSTM_DEVICE void finish() const {}
 
  private:
   // Chunks that a thread asks for at a time: the way to L2 is long.

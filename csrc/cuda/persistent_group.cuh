@@ -17,6 +17,10 @@ FASTLSTM_KERNEL void FASTLSTM_LAUNCH_BOUNDS(kGroupThreads, 1)
     group_kernel(const typename Job::Params p) {
   if constexpr (kExchange == Exchange::kCluster && !device::kHasClusters) {
     device::trap("clusters need sm_90");
+  } else if constexpr (kExchange == Exchange::kCluster) {
+    const GroupPlace here(p.plan);
+    Job work(p, here, here.group);
+    work();
   } else {
     const GroupPlace here(p.plan);
     const int64_t jobs = job_count(p.sequence.rows.N, p.sequence.directions, p.plan);
@@ -44,13 +48,16 @@ void launch_group(GroupKernel<P> kernel, Exchange exchange, int64_t shared_bytes
 }
 
 // What the plan of a launch must hold for a layer of H units.
-inline void check_plan(const GroupPlan& plan, int64_t H) {
+inline void check_plan(const GroupPlan& plan, Exchange exchange, int64_t H, int64_t jobs) {
   const auto check = [](bool holds, const std::string& what) {
     if (!holds) throw std::invalid_argument("plan of a group: " + what);
   };
   check(plan.blocks > 0 && plan.groups > 0, "blocks and groups must be positive");
   check(plan.rows > 0 && plan.rows <= kGroupThreads && plan.rows % kRowTile == 0,
         "rows must be a multiple of 8 up to 256, got " + std::to_string(plan.rows));
+  check(exchange == Exchange::kGrid || plan.groups == jobs,
+        "a cluster takes one job: " + std::to_string(plan.groups) + " clusters for " +
+            std::to_string(jobs));
   check(int64_t{plan.units} * plan.blocks >= H,
         std::to_string(plan.units * plan.blocks) + " units of " + std::to_string(H));
 }
@@ -98,7 +105,7 @@ void group_fwd(CellKind cell, Exchange exchange, const GroupFwd<S>& p, cudaStrea
                                             &fwd_kernel<RnnTanhCell, S>,
                                             &fwd_kernel<RnnReluCell, S>};
   const int64_t H = p.sequence.rows.H;
-  check_plan(p.plan, H);
+  check_plan(p.plan, exchange, H, job_count(p.sequence.rows.N, p.sequence.directions, p.plan));
   const FwdLayout layout =
       fwd_layout(kCellTraits[cell], Operand<S>::kKind, exchange, static_cast<int>(H), p.plan);
   launch_group(kFind[cell](exchange, p.plan), exchange, layout.end, p, stream);
@@ -111,7 +118,7 @@ void group_bwd(CellKind cell, Exchange exchange, const GroupBwd<S>& p, cudaStrea
                                             &bwd_kernel<RnnTanhCell, S>,
                                             &bwd_kernel<RnnReluCell, S>};
   const int64_t H = p.sequence.rows.H;
-  check_plan(p.plan, H);
+  check_plan(p.plan, exchange, H, job_count(p.sequence.rows.N, p.sequence.directions, p.plan));
   collect_h(p.sequence, stream);
   const BwdLayout layout = bwd_layout(kCellTraits[cell], Operand<S>::kKind, exchange, p.plan);
   launch_group(kFind[cell](exchange, p.plan), exchange, layout.end, p, stream);

@@ -57,7 +57,6 @@ class GroupFwdJob {
     device::sync_block();
     gather_.start();
     for (int64_t s = 0; s < steps_.count(); ++s) step(s, coming);
-    gather_.finish();
   }
 
  private:

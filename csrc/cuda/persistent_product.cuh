@@ -47,6 +47,7 @@ struct Operand<float> {
 };
 
 // A number is hi + lo, both TF32, to 2^-22 of it. Of the products lo lo is left out, 2^-22 as well.
+// An infinity has no such parts: it makes NaN.
 // Every mma begins at zero: tensor cores truncate the sums that they keep, additions here round.
 template <>
 struct Operand<Float3x> {

@@ -7,7 +7,7 @@
 //   send(s, unit tile, row tile, d)  what enters step s
 //   receive(s)                       waits for what was sent for step s, s > 0
 //   sum(s, row, unit)                of all blocks, once received
-//   finish()
+//   finish()                         after the last, before another job
 #pragma once
 
 #include "persistent_gather.cuh"
@@ -65,7 +65,7 @@ class ClusterScatter {
       sum += reinterpret_cast<const float*>(part(s, block))[word];
     return sum;
   }
-  FASTLSTM_DEVICE void finish() const { device::cluster_sync(); }
+  FASTLSTM_DEVICE void finish() const {}
 
  private:
   static constexpr int kUnitTiles = kUnits / kMmaRows;
@@ -93,7 +93,6 @@ class GridScatter {
         blocks_(p.plan.blocks),
         member_(here.member),
         pieces_(p.plan.rows * kUnits / kChunkWords),
-        threads_(kGroupThreads / pieces_ > 0 ? kGroupThreads / pieces_ : 1),
         counter_(p.counters + job * kCounterStride) {
     const int64_t all = int64_t{2} * blocks_ * blocks_ * pieces_;
     parts_ = static_cast<Word4*>(p.exchange) + here.group * all;
@@ -105,17 +104,18 @@ class GridScatter {
     const int piece = part_piece(row_tile, unit_tile % kUnitTiles, kUnitTiles, device::lane());
     device::store_relaxed_16(part(s, owner, member_) + piece, words_of(d));
   }
-  // Every piece is read by `threads_` threads, each of some blocks.
+  // Every piece is read by kParts threads, each of every kParts-th block.
   FASTLSTM_DEVICE void receive(int64_t s) {
     device::group_barrier(counter_, static_cast<unsigned>(blocks_), epoch_);
-    for (int i = static_cast<int>(threadIdx.x); i < threads_ * pieces_; i += kGroupThreads)
+    for (int i = static_cast<int>(threadIdx.x); i < kParts * pieces_; i += kGroupThreads)
       shared_[i] = sum_of_blocks(s, i % pieces_, i / pieces_);
     device::sync_block();
   }
   FASTLSTM_DEVICE float sum(int64_t, int row, int unit) const {
     const int word = part_word(row, unit, kUnitTiles);
     float sum = 0;
-    for (int i = 0; i < threads_; ++i)
+    FASTLSTM_UNROLL
+    for (int i = 0; i < kParts; ++i)
       sum += reinterpret_cast<const float*>(shared_ + i * pieces_)[word];
     return sum;
   }
@@ -125,7 +125,7 @@ class GridScatter {
   }
 
  private:
-  static constexpr int kUnitTiles = kUnits / kMmaRows;
+  static constexpr int kUnitTiles = kUnits / kMmaRows, kParts = grid_sum_parts(kUnits);
   // Loads of a thread under way at a time: the way to L2 is long.
   static constexpr int kBatch = 4;
 
@@ -134,11 +134,11 @@ class GridScatter {
   }
   FASTLSTM_DEVICE Word4 sum_of_blocks(int64_t s, int piece, int first) const {
     float sums[kChunkWords] = {};
-    for (int block = first; block < blocks_; block += kBatch * threads_) {
+    for (int block = first; block < blocks_; block += kBatch * kParts) {
       Word4 v[kBatch];
       FASTLSTM_UNROLL
       for (int i = 0; i < kBatch; ++i) {
-        const int sender = block + i * threads_;
+        const int sender = block + i * kParts;
         v[i] = Word4{};
         if (sender < blocks_) v[i] = device::load_relaxed_16(part(s, member_, sender) + piece);
       }
@@ -152,7 +152,7 @@ class GridScatter {
   }
 
   Word4* shared_;
-  int blocks_, member_, pieces_, threads_;
+  int blocks_, member_, pieces_;
   unsigned* counter_;
   unsigned epoch_ = 0;
   Word4* parts_;

@@ -13,6 +13,7 @@ namespace cuda {
 namespace {
 
 float round_to_tf32(float x) {
+  if (x != x) return x;
   uint32_t bits;
   std::memcpy(&bits, &x, sizeof bits);
   bits = (bits + 0x1000u) & ~0x1fffu;
