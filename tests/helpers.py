@@ -244,6 +244,7 @@ def _theirs_packed(case: Case, values: Values) -> Values:
     inner = {n: v for n, v in values.items() if n != "lengths"}
     inner |= {"x": data, "batch_sizes": batch_sizes} | {n: v[:, rows] for n, v in hx.items()}
     found = theirs(replace(case, packed=True, batch_first=False, N=len(rows)), inner)
+    rows = rows.to(x.device)  # lengths are on the CPU, whatever the device
     output, _ = pad_packed_sequence(
         PackedSequence(found["output"], batch_sizes), total_length=case.T
     )

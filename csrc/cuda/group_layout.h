@@ -155,11 +155,10 @@ FASTLSTM_HOST_DEVICE BwdLayout bwd_layout(CellTraits cell, Operands operands, Ex
   const int tiles = ceil_div(l.m_tiles, kGroupWarps) - split.register_tiles;
   l.tiles = (tiles > 1 ? tiles : 1) * split.blocks * kLaneBytes * kGroupThreads;
   l.sums = l.tiles + 2 * l.tile_bytes;
-  // Of dh: what every block of the cluster sends, twice; or of what threads have read of the
-  // grid's.
+  // Of dh: what every block of the cluster sends, twice; or the sums of what those of a grid sent.
   l.sums_bytes = 4 * cells;
-  const int parts = ceil_div(4 * kGroupThreads, cells);
-  l.dh = l.sums + (exchange == Exchange::kCluster ? 2 * plan.blocks : parts) * l.sums_bytes;
+  const int parts = exchange == Exchange::kCluster ? 2 * plan.blocks : grid_sum_parts(plan.units);
+  l.dh = l.sums + parts * l.sums_bytes;
   l.carry = l.dh + 4 * cells;
   l.state = l.carry + (cell.has_carry ? 4 * cells : 0);
   l.queue = l.state + 4 * cells;
