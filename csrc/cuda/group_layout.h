@@ -19,6 +19,8 @@ namespace cuda {
 constexpr int kGroupWarps = 8, kGroupThreads = 32 * kGroupWarps;
 constexpr int kMmaRows = 16;
 constexpr int kRowTile = 8;  // of the batch: n of mma
+// That are multiplied together, so that what of W is in shared memory is read once for both.
+constexpr int kRowTilesTogether = 2;
 constexpr int kBlockBytes = 64, kLaneBytes = 32;
 constexpr int kUnitsChoices[] = {16, 32, 48};
 constexpr int64_t kMostUnits = 8192;
@@ -30,7 +32,8 @@ enum class Exchange {
 };
 
 // How numbers enter mma: the 16-bit types; float32 rounded to TF32; or as a sum of two of TF32, and
-// a product as that of three.
+// a product as that of three. The last has kernels of grids alone: in those of clusters the
+// compiler takes W apart ahead of all steps, and spills.
 enum class Operands { k16Bit, kTf32, kTf32x3 };
 
 FASTLSTM_HOST_DEVICE constexpr int bytes_of(Operands operands) {
@@ -67,10 +70,10 @@ FASTLSTM_HOST_DEVICE constexpr FwdSplit fwd_split(int gates, int units, Operands
   const bool x3 = operands == Operands::kTf32x3;
   return gates == 4   ? (units == 16   ? FwdSplit{2, 2, 4, x3 ? 6 : 8}
                          : units == 32 ? FwdSplit{2, 4, 2, x3 ? 5 : 8}
-                                       : FwdSplit{3, 4, 2, x3 ? 2 : 5})
+                                       : FwdSplit{3, 4, 2, x3 ? 1 : 5})
          : gates == 3 ? (units == 16   ? FwdSplit{3, 1, 8, x3 ? 3 : 5}
                          : units == 32 ? FwdSplit{3, 2, 4, x3 ? 3 : 5}
-                                       : FwdSplit{5, 2, 4, x3 ? 1 : 3})
+                                       : FwdSplit{5, 2, 4, x3 ? 1 : 2})
                       : (units == 16   ? FwdSplit{1, 1, 8, 12}
                          : units == 32 ? FwdSplit{1, 2, 4, 12}
                                        : FwdSplit{3, 1, 8, x3 ? 3 : 5});
@@ -91,10 +94,12 @@ struct BwdSplit {
 FASTLSTM_HOST_DEVICE constexpr BwdSplit bwd_split(int gates, int units, Operands operands,
                                                   Exchange exchange) {
   const int blocks = ceil_div(gates * units * bytes_of(operands), kBlockBytes);
-  const bool x3 = operands == Operands::kTf32x3;
-  const int registers = exchange == Exchange::kCluster ? (x3 ? 56 : 128) : (x3 ? 48 : 96);
+  const int registers = exchange == Exchange::kCluster  ? 128
+                        : operands == Operands::kTf32x3 ? 48
+                                                        : 96;
   const int tiles = registers / (8 * blocks);
-  return {blocks, tiles > 8 ? 8 : tiles};
+  const int most = exchange == Exchange::kCluster ? 8 : 5;
+  return {blocks, tiles > most ? most : tiles};
 }
 
 // Where the parts of a block's shared memory begin, in bytes. For H of at most kMostUnits.

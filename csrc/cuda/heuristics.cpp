@@ -112,6 +112,7 @@ class Search {
 
   // 0: there are none.
   int clusters_at_once(int blocks) const {
+    if (operands_ == Operands::kTf32x3) return 0;
     if (device_.capability < 90 || blocks < 2 || (blocks & (blocks - 1)) != 0) return 0;
     if (blocks <= 8) return device_.clusters_of_8 * (8 / blocks);
     return blocks == 16 ? device_.clusters_of_16 : 0;

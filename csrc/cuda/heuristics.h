@@ -52,7 +52,7 @@ struct Choice {
 // "grid:32x16x8x4" ask for one plan: units, blocks, rows, and groups of a grid. Throws
 // std::invalid_argument for another word.
 //
-// The model is in heuristics.cpp. It was made from published numbers: none of its results has been
+// The model is in step_model.cpp. It was made from published numbers: none of its results has been
 // measured.
 Choice choose(const Problem& problem, const DeviceProperties& device, const char* wanted);
 

@@ -6,6 +6,7 @@
 #include <string.h>
 
 #include "../cells/portable.h"
+#include "device.cuh"
 
 namespace fastlstm {
 FASTLSTM_ISA_LOCAL_BEGIN
@@ -83,10 +84,10 @@ FASTLSTM_INLINE Lane<double> pow2(Lane<double> n) {
   return r;
 }
 
-template <class A>
-FASTLSTM_INLINE Lane<A> divide(Lane<A> a, Lane<A> b) {
-  return {a.v / b.v};
+FASTLSTM_INLINE Lane<float> divide(Lane<float> a, Lane<float> b) {
+  return {device::divide(a.v, b.v)};
 }
+FASTLSTM_INLINE Lane<double> divide(Lane<double> a, Lane<double> b) { return {a.v / b.v}; }
 
 FASTLSTM_ISA_LOCAL_END
 }  // namespace fastlstm

@@ -17,6 +17,9 @@ namespace {
 // loads W_hh, and the gates are loaded ahead. Estimates: no others were measured.
 constexpr int64_t kChunkBytes = 16 << 20, kPersistentChunkBytes = 128 << 20;
 
+// What the blocks of a grid exchange in one launch: a part of L2, from where they read it.
+constexpr int64_t kExchangeBytes = 16 << 20;
+
 template <class S>
 class LayerFwd : LayerBase<S> {
   using Base = LayerBase<S>;
@@ -38,7 +41,11 @@ class LayerFwd : LayerBase<S> {
     allocate();
     choice_ = this->choose_kernels(false, steps_within(kPersistentChunkBytes));
     const bool stepwise = choice_.method == Method::kStepwise;
-    const int64_t steps = steps_within(stepwise ? kChunkBytes : kPersistentChunkBytes);
+    int64_t steps = steps_within(stepwise ? kChunkBytes : kPersistentChunkBytes);
+    if (choice_.method == Method::kGrid) {
+      const int64_t of_step = exchange_bytes(1);
+      steps = std::clamp<int64_t>(kExchangeBytes / of_step, 1, steps);
+    }
     for (int64_t begin = 0; begin < T_; begin += steps) {
       const int64_t end = std::min(begin + steps, T_);
       for (int d = 0; d < D_ && !tokens_; ++d) project_input(d, begin, end);
@@ -111,15 +118,18 @@ class LayerFwd : LayerBase<S> {
     } else {
       GroupFwd<S> g{p, choice_.plan, nullptr};
       if (choice_.method == Method::kGrid) {
-        const int64_t bytes = grid_fwd_exchange_bytes(job_count(N_, D_, g.plan), s_end - s_begin,
-                                                      this->element_bytes(), g.plan);
-        if (!exchange_.defined()) exchange_ = this->empty_words(bytes);
+        if (!exchange_.defined()) exchange_ = this->empty_words(exchange_bytes(s_end - s_begin));
         exchange_.fill_(static_cast<int32_t>(kNotSent));
         g.exchange = exchange_.data_ptr();
       }
       run(g, this->exchange_of(choice_.method));
     }
     std::swap(h_operand_, h_after_);
+  }
+
+  int64_t exchange_bytes(int64_t steps) const {
+    return grid_fwd_exchange_bytes(job_count(N_, D_, choice_.plan), steps, this->element_bytes(),
+                                   choice_.plan);
   }
 
   void run(const GroupFwd<S>& g, Exchange exchange) const {

@@ -11,14 +11,20 @@ namespace cuda {
 // left (PartialSums, part_word) nor what goes to the other blocks conflicts in shared memory.
 struct CellPlace {
   int row, unit;  // of the block
+  int index;      // in shared memory, where those of a warp are adjacent
 };
 
-// The i-th cells of the block, 32 at a time.
+// The i-th cells of the block, 32 at a time; `lane` of them.
+template <int kUnits>
+FASTLSTM_DEVICE CellPlace cell_place(unsigned i, unsigned lane) {
+  constexpr unsigned kUnitTiles = kUnits / kMmaRows;
+  return {static_cast<int>(i / kUnitTiles * 2 + lane / kMmaRows),
+          static_cast<int>(i % kUnitTiles * kMmaRows + lane % kMmaRows),
+          static_cast<int>(i * 32 + lane)};
+}
 template <int kUnits>
 FASTLSTM_DEVICE CellPlace cell_place(int i) {
-  constexpr int kUnitTiles = kUnits / kMmaRows;
-  return {i / kUnitTiles * 2 + device::lane() / kMmaRows,
-          i % kUnitTiles * kMmaRows + device::lane() % kMmaRows};
+  return cell_place<kUnits>(i, device::lane());
 }
 template <int kUnits>
 FASTLSTM_DEVICE int cell_count(int rows) {
@@ -35,24 +41,23 @@ class PartialSums {
 
   // d: as mma leaves it, of 16 rows of W from w_row on.
   FASTLSTM_DEVICE void set(int part, int row_tile, int w_row, const float (&d)[4]) const {
-    const int g = device::lane() / 4, p = device::lane() % 4;
+    const unsigned g = device::lane() / 4u, p = device::lane() % 4u;
+    float* even = sums_ + (part * rows_ + row_tile * kRowTile + 2 * p) * stride_;
+    const unsigned column = (w_row + g) ^ p * 8;
     FASTLSTM_UNROLL
-    for (int i = 0; i < 4; ++i)
-      at(part, row_tile * kRowTile + 2 * p + i % 2, w_row + g + i / 2 * 8) = d[i];
+    for (unsigned i = 0; i < 4; ++i)
+      even[i % 2 * stride_ + (column ^ i / 2 * 8 ^ i % 2 * 16)] = d[i];
   }
   template <int kParts>
-  FASTLSTM_DEVICE float sum(int row, int w_row) const {
-    float sum = at(0, row, w_row);
+  FASTLSTM_DEVICE float sum(unsigned row, unsigned w_row) const {
+    const float* first = sums_ + row * stride_ + (w_row ^ row / 2 % 4 * 8 ^ row % 2 * 16);
+    float sum = *first;
     FASTLSTM_UNROLL
-    for (int part = 1; part < kParts; ++part) sum += at(part, row, w_row);
+    for (int part = 1; part < kParts; ++part) sum += first[part * rows_ * stride_];
     return sum;
   }
 
  private:
-  FASTLSTM_DEVICE float& at(int part, int row, int w_row) const {
-    const int permutation = row / 2 % 4 * 8 ^ row % 2 * 16;
-    return sums_[(part * rows_ + row) * stride_ + (w_row ^ permutation)];
-  }
   float* sums_;
   int rows_, stride_;
 };

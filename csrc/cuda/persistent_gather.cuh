@@ -22,6 +22,13 @@ struct GroupPlace {
         member(static_cast<int>(blockIdx.x) % plan.blocks) {}
 };
 
+// Rows of a job's tile that the batch has: others are not sent.
+template <class S>
+FASTLSTM_DEVICE int batch_rows(const GroupFwd<S>& p, int64_t job) {
+  const int64_t left = p.sequence.rows.N - job / p.sequence.directions * p.plan.rows;
+  return static_cast<int>(left < p.plan.rows ? left : p.plan.rows);
+}
+
 // The two mbarriers of a block, each for every second step: what is sent for step s counts on one
 // of block s % 2 of them.
 class ClusterArrivals {
@@ -58,21 +65,22 @@ class ClusterGather {
   static constexpr Exchange kExchange = Exchange::kCluster;
 
   FASTLSTM_DEVICE ClusterGather(const GroupFwd<S>& p, const FwdLayout& layout, char* shared,
-                                int64_t)
+                                int64_t job)
       : row_bytes_(layout.row_bytes),
         tile_bytes_(layout.tile_bytes),
         tiles_(shared + layout.tiles),
         blocks_(p.plan.blocks),
+        batch_rows_(batch_rows(p, job)),
         arrivals_(shared + layout.barriers,
-                  p.plan.rows * p.plan.units * p.plan.blocks * static_cast<int>(sizeof(S))) {}
+                  batch_rows_ * p.plan.units * p.plan.blocks * static_cast<int>(sizeof(S))) {}
 
   FASTLSTM_DEVICE OperandRows<S> rows(int64_t s) const {
     return {tiles_ + s % 2 * tile_bytes_, row_bytes_};
   }
   FASTLSTM_DEVICE void start() const { arrivals_.start(); }
   FASTLSTM_DEVICE void receive(int64_t s) const { arrivals_.wait(s); }
-  FASTLSTM_DEVICE void send(int64_t s, int row, int chunk, const Word4& words, int part,
-                            int parts) const {
+  FASTLSTM_DEVICE void send(int64_t s, int row, int chunk, Word4 words, int part, int parts) const {
+    if (row >= batch_rows_) return;
     for (int rank = part; rank < blocks_; rank += parts) {
       device::store_async_16(device::cluster_shared(rows(s).chunk_at(row, chunk), rank), words,
                              device::cluster_shared(arrivals_.at(s), rank));
@@ -82,7 +90,7 @@ class ClusterGather {
  private:
   int row_bytes_, tile_bytes_;
   char* tiles_;
-  int blocks_;
+  int blocks_, batch_rows_;
   ClusterArrivals arrivals_;
 };
 
@@ -99,23 +107,29 @@ class GridGather {
       : row_bytes_(layout.row_bytes),
         tiles_(shared + layout.tiles),
         row_chunks_(p.plan.units * p.plan.blocks / kPerChunk<S>),
-        chunks_(p.plan.rows * row_chunks_) {
+        batch_rows_(batch_rows(p, job)),
+        chunks_(batch_rows_ * row_chunks_),
+        slot_chunks_(p.plan.rows * row_chunks_),
+        first_{static_cast<int>(threadIdx.x) / row_chunks_,
+               static_cast<int>(threadIdx.x) % row_chunks_},
+        step_{kGroupThreads / row_chunks_, kGroupThreads % row_chunks_} {
     const SequenceFwdDirection<S>& d = p.sequence.direction[0];
     const int64_t steps = d.t_end - d.t_begin;
-    slots_ = static_cast<Word4*>(p.exchange) + job * steps * chunks_;
+    slots_ = static_cast<Word4*>(p.exchange) + job * steps * slot_chunks_;
   }
 
   FASTLSTM_DEVICE OperandRows<S> rows(int64_t) const { return {tiles_, row_bytes_}; }
   FASTLSTM_DEVICE void start() const {}
   FASTLSTM_DEVICE void receive(int64_t s) const {
     const Word4* from = slot(s);
+    Place at = first_;
     for (int first = static_cast<int>(threadIdx.x); first < chunks_;
          first += kBatch * kGroupThreads)
-      receive_batch(from, first);
+      receive_batch(from, first, at);
     device::sync_block();
   }
   FASTLSTM_DEVICE void send(int64_t s, int row, int chunk, Word4 words, int part, int) const {
-    if (part > 0) return;
+    if (part > 0 || row >= batch_rows_) return;
     FASTLSTM_UNROLL
     for (int i = 0; i < kChunkWords; ++i)
       if (words.w[i] == kNotSent) words.w[i] = kNan;
@@ -127,11 +141,24 @@ class GridGather {
   static constexpr int kBatch = 4;
   static constexpr uint32_t kNan = 0x7fff7fffu;  // in every type
 
-  FASTLSTM_DEVICE Word4* slot(int64_t s) const { return slots_ + (s - 1) * chunks_; }
+  // Of a chunk that this thread receives: it takes every kGroupThreads-th.
+  struct Place {
+    int row, chunk;
+  };
+  FASTLSTM_DEVICE void advance(Place& at) const {
+    at.row += step_.row;
+    at.chunk += step_.chunk;
+    if (at.chunk >= row_chunks_) {
+      at.chunk -= row_chunks_;
+      at.row += 1;
+    }
+  }
+
+  FASTLSTM_DEVICE Word4* slot(int64_t s) const { return slots_ + (s - 1) * slot_chunks_; }
   FASTLSTM_DEVICE static bool has_come(const Word4& v) {
     return v.w[0] != kNotSent && v.w[1] != kNotSent && v.w[2] != kNotSent && v.w[3] != kNotSent;
   }
-  FASTLSTM_DEVICE void receive_batch(const Word4* from, int first) const {
+  FASTLSTM_DEVICE void receive_batch(const Word4* from, int first, Place& at) const {
     Word4 v[kBatch];
     device::Patience patience;
     bool all = false;
@@ -151,14 +178,15 @@ class GridGather {
     }
     FASTLSTM_UNROLL
     for (int i = 0; i < kBatch; ++i) {
-      const int chunk = first + i * kGroupThreads;
-      if (chunk < chunks_) *rows(0).chunk_at(chunk / row_chunks_, chunk % row_chunks_) = v[i];
+      if (first + i * kGroupThreads < chunks_) *rows(0).chunk_at(at.row, at.chunk) = v[i];
+      advance(at);
     }
   }
 
   int row_bytes_;
   char* tiles_;
-  int row_chunks_, chunks_;
+  int row_chunks_, batch_rows_, chunks_, slot_chunks_;
+  Place first_, step_;
   Word4* slots_;
 };
 

@@ -48,13 +48,20 @@ void launch_group(GroupKernel<P> kernel, Exchange exchange, int64_t shared_bytes
 }
 
 // What the plan of a launch must hold for a layer of H units.
-inline void check_plan(const GroupPlan& plan, Exchange exchange, int64_t H, int64_t jobs) {
+template <class S>
+void check_plan(const GroupPlan& plan, Exchange exchange, const SequenceRows& rows,
+                int directions) {
   const auto check = [](bool holds, const std::string& what) {
     if (!holds) throw std::invalid_argument("plan of a group: " + what);
   };
   check(plan.blocks > 0 && plan.groups > 0, "blocks and groups must be positive");
+  check(exchange == Exchange::kGrid || Operand<S>::kKind != Operands::kTf32x3,
+        "no cluster has exact products of float32");
+  // Stores into a cluster of one are undefined.
+  check(exchange == Exchange::kGrid || plan.blocks > 1, "a cluster has two blocks at least");
   check(plan.rows > 0 && plan.rows <= kGroupThreads && plan.rows % kRowTile == 0,
         "rows must be a multiple of 8 up to 256, got " + std::to_string(plan.rows));
+  const int64_t H = rows.H, jobs = job_count(rows.N, directions, plan);
   check(exchange == Exchange::kGrid || plan.groups == jobs,
         "a cluster takes one job: " + std::to_string(plan.groups) + " clusters for " +
             std::to_string(jobs));
@@ -64,15 +71,19 @@ inline void check_plan(const GroupPlan& plan, Exchange exchange, int64_t H, int6
 
 template <template <class> class Cell, class S, int kUnits>
 GroupKernel<GroupFwd<S>> fwd_kernel(Exchange exchange) {
-  return exchange == Exchange::kCluster
-             ? &group_kernel<GroupFwdJob<Cell, S, kUnits, ClusterGather>, Exchange::kCluster>
-             : &group_kernel<GroupFwdJob<Cell, S, kUnits, GridGather>, Exchange::kGrid>;
+  if constexpr (Operand<S>::kKind != Operands::kTf32x3) {
+    if (exchange == Exchange::kCluster)
+      return &group_kernel<GroupFwdJob<Cell, S, kUnits, ClusterGather>, Exchange::kCluster>;
+  }
+  return &group_kernel<GroupFwdJob<Cell, S, kUnits, GridGather>, Exchange::kGrid>;
 }
 template <template <class> class Cell, class S, int kUnits>
 GroupKernel<GroupBwd<S>> bwd_kernel(Exchange exchange) {
-  return exchange == Exchange::kCluster
-             ? &group_kernel<GroupBwdJob<Cell, S, kUnits, ClusterScatter>, Exchange::kCluster>
-             : &group_kernel<GroupBwdJob<Cell, S, kUnits, GridScatter>, Exchange::kGrid>;
+  if constexpr (Operand<S>::kKind != Operands::kTf32x3) {
+    if (exchange == Exchange::kCluster)
+      return &group_kernel<GroupBwdJob<Cell, S, kUnits, ClusterScatter>, Exchange::kCluster>;
+  }
+  return &group_kernel<GroupBwdJob<Cell, S, kUnits, GridScatter>, Exchange::kGrid>;
 }
 
 // The kernel for the units of a plan, from one for each of kUnitsChoices.
@@ -104,10 +115,9 @@ void group_fwd(CellKind cell, Exchange exchange, const GroupFwd<S>& p, cudaStrea
   static constexpr Find kFind[kNumCells] = {&fwd_kernel<LstmCell, S>, &fwd_kernel<GruCell, S>,
                                             &fwd_kernel<RnnTanhCell, S>,
                                             &fwd_kernel<RnnReluCell, S>};
-  const int64_t H = p.sequence.rows.H;
-  check_plan(p.plan, exchange, H, job_count(p.sequence.rows.N, p.sequence.directions, p.plan));
-  const FwdLayout layout =
-      fwd_layout(kCellTraits[cell], Operand<S>::kKind, exchange, static_cast<int>(H), p.plan);
+  check_plan<S>(p.plan, exchange, p.sequence.rows, p.sequence.directions);
+  const FwdLayout layout = fwd_layout(kCellTraits[cell], Operand<S>::kKind, exchange,
+                                      static_cast<int>(p.sequence.rows.H), p.plan);
   launch_group(kFind[cell](exchange, p.plan), exchange, layout.end, p, stream);
 }
 
@@ -117,8 +127,7 @@ void group_bwd(CellKind cell, Exchange exchange, const GroupBwd<S>& p, cudaStrea
   static constexpr Find kFind[kNumCells] = {&bwd_kernel<LstmCell, S>, &bwd_kernel<GruCell, S>,
                                             &bwd_kernel<RnnTanhCell, S>,
                                             &bwd_kernel<RnnReluCell, S>};
-  const int64_t H = p.sequence.rows.H;
-  check_plan(p.plan, exchange, H, job_count(p.sequence.rows.N, p.sequence.directions, p.plan));
+  check_plan<S>(p.plan, exchange, p.sequence.rows, p.sequence.directions);
   collect_h(p.sequence, stream);
   const BwdLayout layout = bwd_layout(kCellTraits[cell], Operand<S>::kKind, exchange, p.plan);
   launch_group(kFind[cell](exchange, p.plan), exchange, layout.end, p, stream);

@@ -79,14 +79,19 @@ class GroupBwdJob {
   FASTLSTM_DEVICE void step(int64_t s, BwdRow& coming, Inputs (&inputs)[kHeld]) {
     if (s > 0) scatter_.receive(s);
     const int cells = cell_count<kUnits>(rows_);
+    // Those of more rows are loaded one cell ahead.
+    Inputs next = {};
+    const int first = device::warp() + kHeld * kGroupWarps;
+    if (first < cells) next = load_inputs(s, cell_place<kUnits>(first));
     FASTLSTM_UNROLL
     for (int i = 0; i < kHeld; ++i) {
       const int cell = device::warp() + i * kGroupWarps;
       if (cell < cells) compute(s, cell_place<kUnits>(cell), inputs[i]);
     }
-    for (int cell = device::warp() + kHeld * kGroupWarps; cell < cells; cell += kGroupWarps) {
-      const CellPlace at = cell_place<kUnits>(cell);
-      compute(s, at, load_inputs(s, at));
+    for (int cell = first; cell < cells; cell += kGroupWarps) {
+      const Inputs now = next;
+      if (cell + kGroupWarps < cells) next = load_inputs(s, cell_place<kUnits>(cell + kGroupWarps));
+      compute(s, cell_place<kUnits>(cell), now);
     }
     if (queue_.is_mine()) queue_.push(s + 1, coming);
     device::sync_block();
@@ -119,7 +124,7 @@ class GroupBwdJob {
     return (first_row_ + at.row) * H_ + first_unit_ + at.unit;
   }
   FASTLSTM_DEVICE float& shared(int offset, CellPlace at) const {
-    return reinterpret_cast<float*>(shared_ + offset)[at.row * kUnits + at.unit];
+    return reinterpret_cast<float*>(shared_ + offset)[at.index];
   }
   FASTLSTM_DEVICE float& dh(CellPlace at) const { return shared(layout_.dh, at); }
   FASTLSTM_DEVICE float& carry(CellPlace at) const { return shared(layout_.carry, at); }

@@ -75,7 +75,7 @@ class GroupFwdJob {
     const bool sends = s + 1 < steps_.count();
     for (int i = device::warp(); i < cell_count<kUnits>(rows_); i += kGroupWarps) {
       const CellPlace at = cell_place<kUnits>(i);
-      const Made made = compute(s, at);
+      const CellOutput made = compute(s, at);
       // What others wait for goes first.
       if (sends) {
         device::sync_warp();
@@ -98,7 +98,6 @@ class GroupFwdJob {
     return steps_.look_up(s, first_row_ + threadIdx.x);
   }
   FASTLSTM_DEVICE bool exists(CellPlace at) const { return first_unit_ + at.unit < H_; }
-  FASTLSTM_DEVICE static int index(CellPlace at) { return at.row * kUnits + at.unit; }
   // Of a tensor [N, H].
   FASTLSTM_DEVICE int64_t place(CellPlace at) const {
     return (first_row_ + at.row) * H_ + first_unit_ + at.unit;
@@ -111,14 +110,14 @@ class GroupFwdJob {
     return shared<float>(layout_.bias)[g * kUnits + unit];
   }
   FASTLSTM_DEVICE float& igate(int g, CellPlace at) const {
-    return shared<float>(layout_.igates)[g * rows_ * kUnits + index(at)];
+    return shared<float>(layout_.igates)[g * rows_ * kUnits + at.index];
   }
   FASTLSTM_DEVICE float& state(CellPlace at) const {
-    return shared<float>(layout_.state)[index(at)];
+    return shared<float>(layout_.state)[at.index];
   }
   // h on its way to the other blocks. Where a row has no step it stays, and is sent again.
   FASTLSTM_DEVICE Number& staged(CellPlace at) const {
-    return shared<Number>(layout_.staging)[index(at)];
+    return shared<Number>(layout_.staging)[at.index];
   }
 
   FASTLSTM_DEVICE void load_bias() const {
@@ -156,14 +155,14 @@ class GroupFwdJob {
                          d_.igates + (from * kGates + g) * H_ + first_unit_ + at.unit);
   }
 
-  // What a cell makes in a step.
-  struct Made {
+  // Of a step.
+  struct CellOutput {
     bool any;
     V h, state, reserve[kReserve ? kReserve : 1];
   };
   // Makes it, and stages h as W_hh is to see it next.
-  FASTLSTM_DEVICE Made compute(int64_t s, CellPlace at) const {
-    Made made = {};
+  FASTLSTM_DEVICE CellOutput compute(int64_t s, CellPlace at) const {
+    CellOutput made = {};
     made.any = queue_.at(s, at.row).place >= 0 && exists(at);
     if (!made.any) return made;
     V igates[kGates], hgates[kGates], biases[kBiases];
@@ -183,7 +182,7 @@ class GroupFwdJob {
     return made;
   }
   // In the tensors of the layer.
-  FASTLSTM_DEVICE void keep(int64_t s, CellPlace at, const Made& made) const {
+  FASTLSTM_DEVICE void keep(int64_t s, CellPlace at, const CellOutput& made) const {
     if (!made.any) return;
     const FwdRow &now = queue_.at(s, at.row), &next = queue_.at(s + 1, at.row);
     const int unit = first_unit_ + at.unit;
@@ -203,11 +202,9 @@ class GroupFwdJob {
   // What the i-th cells of this warp have staged, 16 bytes a lane: the lanes that are left share
   // the receivers.
   FASTLSTM_DEVICE void send(int64_t s, int i) const {
-    constexpr int kRowChunks = kMmaRows / kPerChunk<S>, kChunks = 2 * kRowChunks;
-    constexpr int kUnitTiles = kUnits / kMmaRows;
-    const int chunk = device::lane() % kChunks, part = device::lane() / kChunks;
-    const CellPlace from = {i / kUnitTiles * 2 + chunk / kRowChunks,
-                            i % kUnitTiles * kMmaRows + chunk % kRowChunks * kPerChunk<S>};
+    constexpr unsigned kRowChunks = kMmaRows / kPerChunk<S>, kChunks = 2 * kRowChunks;
+    const unsigned chunk = device::lane() % kChunks, part = device::lane() / kChunks;
+    const CellPlace from = cell_place<kUnits>(i, chunk * kPerChunk<S>);
     gather_.send(s, from.row, (first_unit_ + from.unit) / kPerChunk<S>,
                  *reinterpret_cast<const Word4*>(&staged(from)), part, 32 / kChunks);
   }

@@ -3,8 +3,9 @@
 // H, not known when this is compiled, is summed over in one and what is computed in the other.
 #pragma once
 
-#include "group_layout.h"
-#include "persistent_product.cuh"
+#include <type_traits>
+
+#include "persistent_group_weights.cuh"
 
 namespace fastlstm {
 namespace cuda {
@@ -36,108 +37,61 @@ class OperandRows {
   int row_words_;
 };
 
-// Rows of a matrix in global memory, of K numbers each.
-template <class S>
-struct MatrixRows {
-  const S* begin;
-  int64_t stride;
-  int64_t K;
-  bool aligned;  // every row to 16 bytes
-
-  FASTLSTM_DEVICE MatrixRows(const S* begin, int64_t stride, int64_t K)
-      : begin(begin),
-        stride(stride),
-        K(K),
-        aligned(reinterpret_cast<uintptr_t>(begin) % 16 == 0 &&
-                stride * static_cast<int64_t>(sizeof(S)) % 16 == 0) {}
-
-  // Numbers k, k + 1, .. of a row, which is none where row < 0, on their way to shared memory. Zero
-  // past the end.
-  FASTLSTM_DEVICE void fetch(Word4* to, int64_t row, int64_t k) const {
-    const S* from = begin + row * stride + k;
-    if (aligned && k + kPerChunk<S> <= K) {
-      device::cp_async_16(to, row >= 0 ? from : begin, row >= 0);
-      return;
-    }
-    Word4 words = {};
-    S numbers[kPerChunk<S>];
+// What a lane has of kRowTiles row tiles, from one on.
+template <class S, int kRowTiles>
+struct LaneOperands {
+  const Word4* even[kRowTiles];  // chunks of even blocks
+  const Word4* odd[kRowTiles];
+  FASTLSTM_DEVICE LaneOperands(const OperandRows<S>& x, int first_row_tile) {
     FASTLSTM_UNROLL
-    for (int i = 0; i < kPerChunk<S>; ++i)
-      numbers[i] = row >= 0 && k + i < K ? from[i] : static_cast<S>(0.0f);
-    memcpy(&words, numbers, sizeof words);
-    *to = words;
+    for (int r = 0; r < kRowTiles; ++r) {
+      even[r] = x.tile(first_row_tile + r).lane_chunks(0);
+      odd[r] = x.tile(first_row_tile + r).lane_chunks(1);
+    }
+  }
+  FASTLSTM_DEVICE const Word4& of(int r, int block, bool is_odd) const {
+    const Word4* from = is_odd ? odd[r] : even[r];
+    return from[4 * block];
   }
 };
 
-// What mma is to see of numbers as they lie in memory.
-FASTLSTM_DEVICE Word4 as_operand(const Word4& raw, const float*) {
-  Word4 words;
-  FASTLSTM_UNROLL
-  for (int i = 0; i < kChunkWords; ++i)
-    words.w[i] = device::to_tf32(device::bit_cast<float>(raw.w[i]));
-  return words;
-}
-template <class S>
-FASTLSTM_DEVICE Word4 as_operand(const Word4& raw, const S*) {
-  return raw;
-}
-
-// Two octets of rows of a block of K.
-struct TileBlock {
-  Word4 low, high;
-};
-
-// Tile-blocks of this thread in shared memory: a warp reads 512 adjacent bytes.
-class SharedTiles {
+// Sums of kTiles tiles of W in kRowTiles row tiles. An mma waits for the one before it that adds to
+// the same: few tiles have a sum for each half of a block. Those of kTf32x3 add to none.
+template <class S, int kRowTiles, int kTiles>
+class Sums {
  public:
-  FASTLSTM_DEVICE explicit SharedTiles(void* shared)
-      : begin_(static_cast<Word4*>(shared) + threadIdx.x) {}
-  FASTLSTM_DEVICE TileBlock at(int index) const { return {*low(index), *high(index)}; }
-
-  // Numbers k, k + 1, .. of rows low_row and high_row; -1: none.
-  template <class S>
-  FASTLSTM_DEVICE void fetch(int index, const MatrixRows<S>& w, int64_t low_row, int64_t high_row,
-                             int64_t k) const {
-    w.fetch(low(index), low_row, k);
-    w.fetch(high(index), high_row, k);
-  }
-  // After the fetches have come.
-  template <class S>
-  FASTLSTM_DEVICE void make_operand(int index) const {
-    *low(index) = as_operand(*low(index), static_cast<const S*>(nullptr));
-    *high(index) = as_operand(*high(index), static_cast<const S*>(nullptr));
-  }
-
- private:
-  FASTLSTM_DEVICE Word4* low(int index) const { return begin_ + 2 * index * kGroupThreads; }
-  FASTLSTM_DEVICE Word4* high(int index) const { return low(index) + kGroupThreads; }
-  Word4* begin_;
-};
-
-template <class S>
-FASTLSTM_DEVICE int64_t chunk_begin(int block) {
-  return (int64_t{block} * 4 + device::lane() % 4) * kPerChunk<S>;
-}
-
-// sums += of a block of K, in kRowTiles row tiles from first_row_tile on. w(t): of the t-th tile of
-// W.
-template <class S, int kRowTiles, int kTiles, class W>
-FASTLSTM_DEVICE void accumulate(const OperandRows<S>& x, int first_row_tile, int block,
-                                float (&sums)[kRowTiles][kTiles][4], W&& w) {
-  Word4 chunks[kRowTiles];
-  FASTLSTM_UNROLL
-  for (int r = 0; r < kRowTiles; ++r) chunks[r] = x.tile(first_row_tile + r).chunk(block);
-  FASTLSTM_UNROLL
-  for (int t = 0; t < kTiles; ++t) {
-    const TileBlock rows = w(t);
+  // Of a block of K. w(t): of the t-th tile of W.
+  template <class W>
+  FASTLSTM_DEVICE void add(const LaneOperands<S, kRowTiles>& x, int block, bool is_odd, W&& w) {
+    Word4 chunks[kRowTiles];
+    FASTLSTM_UNROLL
+    for (int r = 0; r < kRowTiles; ++r) chunks[r] = x.of(r, block, is_odd);
     FASTLSTM_UNROLL
     for (int half = 0; half < 2; ++half) {
       FASTLSTM_UNROLL
-      for (int r = 0; r < kRowTiles; ++r)
-        mma_half<S>(sums[r][t], rows.low, rows.high, chunks[r], half);
+      for (int t = 0; t < kTiles; ++t) {
+        const Word4 rows = w(t).of_half[half];
+        FASTLSTM_UNROLL
+        for (int r = 0; r < kRowTiles; ++r) {
+          const uint32_t b[2] = {chunks[r].w[2 * half], chunks[r].w[2 * half + 1]};
+          Operand<S>::mma(of_[half % kChains][r][t], rows.w, b);
+        }
+      }
     }
   }
-}
+  FASTLSTM_DEVICE void get(int r, int t, float (&d)[4]) const {
+    FASTLSTM_UNROLL
+    for (int i = 0; i < 4; ++i) {
+      d[i] = of_[0][r][t][i];
+      if (kChains == 2) d[i] += of_[kChains - 1][r][t][i];
+    }
+  }
+
+ private:
+  static constexpr int kChains =
+      kRowTiles * kTiles <= 2 && Operand<S>::kKind != Operands::kTf32x3 ? 2 : 1;
+  float of_[kChains][kRowTiles][kTiles][4] = {};
+};
 
 // Forward: the warps are a grid, kSplit.warps_m by kSplit.warps_k (group_layout.h).
 template <class S, int kGates, int kUnits>
@@ -167,7 +121,7 @@ class FwdMatrix {
     FASTLSTM_UNROLL
     for (int i = 0; i < kSplit.register_blocks; ++i) {
       fetch(0, i);
-      wait();
+      wait_for_fetches();
       FASTLSTM_UNROLL
       for (int tile = 0; tile < kTiles; ++tile) {
         shared_.make_operand<S>(tile);
@@ -176,7 +130,7 @@ class FwdMatrix {
     }
     const int slots = (blocks_ + kSplit.warps_k - 1) / kSplit.warps_k - kSplit.register_blocks;
     for (int slot = 0; slot < slots; ++slot) fetch(slot, slot + kSplit.register_blocks);
-    wait();
+    wait_for_fetches();
     for (int i = 0; i < slots * kTiles; ++i) shared_.make_operand<S>(i);
   }
 
@@ -184,27 +138,32 @@ class FwdMatrix {
   // of each of its tiles, in kRowTiles row tiles from first_row_tile on.
   template <int kRowTiles, class F>
   FASTLSTM_DEVICE void multiply(const OperandRows<S>& x, int first_row_tile, F&& f) const {
-    float sums[kRowTiles][kTiles][4] = {};
+    // All blocks of a warp are odd, or none is.
+    static_assert(kSplit.warps_k % 2 == 0, "blocks of a warp");
+    const bool is_odd = warp_k() % 2 == 1;
+    const LaneOperands<S, kRowTiles> operands(x, first_row_tile);
+    Sums<S, kRowTiles, kTiles> sums;
     FASTLSTM_UNROLL
     for (int i = 0; i < kSplit.register_blocks; ++i) {
       // Beyond the end W is zero, and so is x up to the next look.
-      if (i / kStride * kStride * kSplit.warps_k < blocks_) {
-        accumulate(x, first_row_tile, block(i), sums,
-                   [&](int tile) { return registers_[i][tile]; });
-      }
+      if (i / kStride * kStride * kSplit.warps_k < blocks_)
+        sums.add(operands, block(i), is_odd, [&](int tile) { return registers_[i][tile]; });
     }
 #pragma unroll 1
     for (int i = kSplit.register_blocks; i * kSplit.warps_k < blocks_; ++i) {
       const int slot = i - kSplit.register_blocks;
-      accumulate(x, first_row_tile, block(i), sums,
-                 [&](int tile) { return shared_.at(slot * kTiles + tile); });
+      sums.add(operands, block(i), is_odd,
+               [&](int tile) { return shared_.at(slot * kTiles + tile); });
     }
     FASTLSTM_UNROLL
     for (int r = 0; r < kRowTiles; ++r) {
       FASTLSTM_UNROLL
       for (int tile = 0; tile < kTiles; ++tile) {
-        if (first_tile() + tile < kAll)
-          f(first_row_tile + r, (first_tile() + tile) * kMmaRows, sums[r][tile]);
+        if (kSplit.warps_m * kTiles == kAll || first_tile() + tile < kAll) {
+          float d[4];
+          sums.get(r, tile, d);
+          f(first_row_tile + r, (first_tile() + tile) * kMmaRows, d);
+        }
       }
     }
   }
@@ -216,10 +175,6 @@ class FwdMatrix {
 
   FASTLSTM_DEVICE static int first_tile() { return device::warp() / kSplit.warps_k * kTiles; }
   FASTLSTM_DEVICE static int block(int i) { return i * kSplit.warps_k + warp_k(); }
-  FASTLSTM_DEVICE static void wait() {
-    device::cp_async_commit();
-    device::cp_async_wait<0>();
-  }
 
   TileBlock registers_[kSplit.register_blocks][kTiles];
   SharedTiles shared_;
@@ -244,14 +199,10 @@ class BwdMatrix {
         shared_.fetch(slot * kSplit.blocks + block, w, low < H ? low : -1, high < H ? high : -1,
                       chunk_begin<S>(block));
     };
-    auto wait = [] {
-      device::cp_async_commit();
-      device::cp_async_wait<0>();
-    };
     FASTLSTM_UNROLL
     for (int i = 0; i < kSplit.register_tiles; ++i) {
       fetch(0, i);
-      wait();
+      wait_for_fetches();
       FASTLSTM_UNROLL
       for (int block = 0; block < kSplit.blocks; ++block) {
         shared_.make_operand<S>(block);
@@ -261,34 +212,35 @@ class BwdMatrix {
     int slots = 0;
     for (; tile(slots + kSplit.register_tiles) < tiles_; ++slots)
       fetch(slots, slots + kSplit.register_tiles);
-    wait();
+    wait_for_fetches();
     for (int i = 0; i < slots * kSplit.blocks; ++i) shared_.make_operand<S>(i);
   }
 
   // f(row tile, tile of units, d) with the sums of each of the warp's tiles.
   template <int kRowTiles, class F>
   FASTLSTM_DEVICE void multiply(const OperandRows<S>& x, int first_row_tile, F&& f) const {
+    const LaneOperands<S, kRowTiles> operands(x, first_row_tile);
     FASTLSTM_UNROLL
     for (int i = 0; i < kSplit.register_tiles; i += 2) {
       if (tile(i) < tiles_) {
         if (i + 1 < kSplit.register_tiles) {
-          of_registers<kRowTiles, 2>(x, first_row_tile, i, f);
+          of_registers<kRowTiles, 2>(operands, first_row_tile, i, f);
         } else {
-          of_registers<kRowTiles, 1>(x, first_row_tile, i, f);
+          of_registers<kRowTiles, 1>(operands, first_row_tile, i, f);
         }
       }
     }
 #pragma unroll 1
     for (int i = kSplit.register_tiles; tile(i) < tiles_; ++i) {
       const int slot = i - kSplit.register_tiles;
-      float sums[kRowTiles][1][4] = {};
+      Sums<S, kRowTiles, 1> sums;
       // Not unrolled whole: that takes registers from W.
 #pragma unroll 2
       for (int block = 0; block < kSplit.blocks; ++block) {
-        accumulate(x, first_row_tile, block, sums,
-                   [&](int) { return shared_.at(slot * kSplit.blocks + block); });
+        sums.add(operands, block, block % 2 == 1,
+                 [&](int) { return shared_.at(slot * kSplit.blocks + block); });
       }
-      give(first_row_tile, i, sums, f);
+      emit(first_row_tile, i, sums, f);
     }
   }
 
@@ -297,25 +249,29 @@ class BwdMatrix {
 
   // Tiles i, i + 1, .. together, so that no mma waits for the one before it.
   template <int kRowTiles, int kTiles, class F>
-  FASTLSTM_DEVICE void of_registers(const OperandRows<S>& x, int first_row_tile, int i,
-                                    F&& f) const {
-    float sums[kRowTiles][kTiles][4] = {};
+  FASTLSTM_DEVICE void of_registers(const LaneOperands<S, kRowTiles>& operands, int first_row_tile,
+                                    int i, F&& f) const {
+    Sums<S, kRowTiles, kTiles> sums;
     FASTLSTM_UNROLL
     for (int block = 0; block < kSplit.blocks; ++block) {
-      accumulate(x, first_row_tile, block, sums,
-                 [&](int t) { return registers_[(i + t) % kHeldTiles][block]; });
+      sums.add(operands, block, block % 2 == 1,
+               [&](int t) { return registers_[(i + t) % kHeldTiles][block]; });
     }
-    give(first_row_tile, i, sums, f);
+    emit(first_row_tile, i, sums, f);
   }
 
   template <int kRowTiles, int kTiles, class F>
-  FASTLSTM_DEVICE void give(int first_row_tile, int i, const float (&sums)[kRowTiles][kTiles][4],
+  FASTLSTM_DEVICE void emit(int first_row_tile, int i, const Sums<S, kRowTiles, kTiles>& sums,
                             F&& f) const {
     FASTLSTM_UNROLL
     for (int t = 0; t < kTiles; ++t) {
       FASTLSTM_UNROLL
       for (int r = 0; r < kRowTiles; ++r) {
-        if (tile(i + t) < tiles_) f(first_row_tile + r, tile(i + t), sums[r][t]);
+        if (tile(i + t) < tiles_) {
+          float d[4];
+          sums.get(r, t, d);
+          f(first_row_tile + r, tile(i + t), d);
+        }
       }
     }
   }
@@ -326,19 +282,15 @@ class BwdMatrix {
   int tiles_;
 };
 
-template <int kCount>
-struct Count {
-  static constexpr int value = kCount;
-};
-
-// f(first row tile, Count of them) for all of `rows`: by two, so that what of W is in shared memory
-// is read once for both, and the last one alone.
+// f(first row tile, how many as an integral_constant) for all of `rows`.
 template <class F>
 FASTLSTM_DEVICE void for_row_tiles(int rows, F&& f) {
+  constexpr int kTogether = kRowTilesTogether;
   const int tiles = rows / kRowTile;
   int first = 0;
-  for (; first + 2 <= tiles; first += 2) f(first, Count<2>{});
-  if (first < tiles) f(first, Count<1>{});
+  for (; first + kTogether <= tiles; first += kTogether)
+    f(first, std::integral_constant<int, kTogether>());
+  for (; first < tiles; ++first) f(first, std::integral_constant<int, 1>());
 }
 
 }  // namespace cuda

@@ -100,6 +100,12 @@ class OperandTile {
     return reinterpret_cast<const Word4*>(words_ + row * row_words_)[chunk ^ permutation(row)];
   }
 
+  // What this lane has of block 0, and of block 1 less the distance of two blocks: as the
+  // permutation leaves all but the lowest bit of a block alone, those of other blocks follow 4
+  // chunks a block.
+  FASTLSTM_DEVICE const Word4* lane_chunks(int parity) const {
+    return chunk_at(device::lane() / 4, 4 * parity + device::lane() % 4) - 4 * parity;
+  }
   FASTLSTM_DEVICE Word4* chunk_at(int row, int chunk) const {
     return reinterpret_cast<Word4*>(words_ + row * row_words_) + (chunk ^ permutation(row));
   }

@@ -149,6 +149,9 @@ class BwdSteps {
 // What is known of the rows of coming steps, in shared memory: some threads look it up, one a row,
 // while all others compute. Beside registers it saves waiting for one load after the other.
 constexpr int kQueuedSteps = 4;
+static_assert(kQueuedSteps == kQueueSteps && sizeof(FwdRow) == kQueueRowBytes &&
+                  sizeof(BwdRow) == kQueueRowBytes,
+              "what group_layout.h keeps for a queue");
 
 template <class Row>
 class RowQueue {
@@ -158,7 +161,7 @@ class RowQueue {
       : rows_(static_cast<Row*>(shared)), row_count_(rows) {}
 
   FASTLSTM_DEVICE bool is_mine() const { return static_cast<int>(threadIdx.x) < row_count_; }
-  // Goes before the barrier that ends step s - 2, for `next` of step s - 1.
+  // Goes before the barrier of step s - 1, or of one before it.
   FASTLSTM_DEVICE void push(int64_t s, const Row& row) const { slot(s)[threadIdx.x] = row; }
   FASTLSTM_DEVICE const Row& at(int64_t s, int row) const { return slot(s)[row]; }
 

@@ -15,14 +15,17 @@
 namespace fastlstm {
 namespace cuda {
 
+// The piece of a lane, permuted so that neither the 8 lanes that store at a time nor those that
+// read words of them conflict.
+FASTLSTM_DEVICE unsigned part_piece(unsigned row_tile, unsigned unit_tile, unsigned unit_tiles,
+                                    unsigned lane) {
+  const unsigned g = lane / 4, p = lane % 4;
+  return (row_tile * unit_tiles + unit_tile) * 32 + p * 8 + (g ^ 2 * p);
+}
 // Of unit and row, among those of a block: its word in a part. Lanes that have 16 units in rows 2 p
 // and 2 p + 1 read 32 adjacent words.
-FASTLSTM_DEVICE int part_piece(int row_tile, int unit_tile, int unit_tiles, int lane) {
-  const int g = lane / 4, p = lane % 4;
-  return (row_tile * unit_tiles + unit_tile) * 32 + p * 8 + g;
-}
-FASTLSTM_DEVICE int part_word(int row, int unit, int unit_tiles) {
-  const int lane = unit % 8 * 4 + row % kRowTile / 2;
+FASTLSTM_DEVICE unsigned part_word(unsigned row, unsigned unit, unsigned unit_tiles) {
+  const unsigned lane = unit % 8 * 4 + row % kRowTile / 2;
   return part_piece(row / kRowTile, unit / kMmaRows, unit_tiles, lane) * kChunkWords +
          unit % kMmaRows / 8 * 2 + row % 2;
 }
@@ -93,6 +96,8 @@ class GridScatter {
         blocks_(p.plan.blocks),
         member_(here.member),
         pieces_(p.plan.rows * kUnits / kChunkWords),
+        first_piece_(static_cast<int>(threadIdx.x) % pieces_),
+        first_part_(static_cast<int>(threadIdx.x) / pieces_),
         counter_(p.counters + job * kCounterStride) {
     const int64_t all = int64_t{2} * blocks_ * blocks_ * pieces_;
     parts_ = static_cast<Word4*>(p.exchange) + here.group * all;
@@ -107,8 +112,16 @@ class GridScatter {
   // Every piece is read by kParts threads, each of every kParts-th block.
   FASTLSTM_DEVICE void receive(int64_t s) {
     device::group_barrier(counter_, static_cast<unsigned>(blocks_), epoch_);
-    for (int i = static_cast<int>(threadIdx.x); i < kParts * pieces_; i += kGroupThreads)
-      shared_[i] = sum_of_blocks(s, i % pieces_, i / pieces_);
+    int piece = first_piece_, part = first_part_;
+    for (int i = static_cast<int>(threadIdx.x); i < kParts * pieces_; i += kGroupThreads) {
+      shared_[i] = sum_of_blocks(s, piece, part);
+      piece += kGroupThreads % pieces_;
+      part += kGroupThreads / pieces_;
+      if (piece >= pieces_) {
+        piece -= pieces_;
+        part += 1;
+      }
+    }
     device::sync_block();
   }
   FASTLSTM_DEVICE float sum(int64_t, int row, int unit) const {
@@ -152,7 +165,7 @@ class GridScatter {
   }
 
   Word4* shared_;
-  int blocks_, member_, pieces_;
+  int blocks_, member_, pieces_, first_piece_, first_part_;
   unsigned* counter_;
   unsigned epoch_ = 0;
   Word4* parts_;

@@ -28,11 +28,11 @@ template <class S>
 constexpr BlockShape fwd_shape(int gates, int index) {
   constexpr bool kIsTf32 = Operand<S>::kPerWord == 1;
   constexpr BlockShape kLstm[2][kShapeCount] = {
-      {{8, 1, 2, true}, {16, 1, 3, true}, {12, 2, 1, false}},
-      {{8, 1, 4, true}, {16, 1, 3, true}, {}}};
+      {{8, 1, 2, true}, {16, 1, 2, true}, {12, 2, 1, false}},
+      {{8, 1, 4, true}, {16, 1, 2, true}, {}}};
   constexpr BlockShape kGru[2][kShapeCount] = {
-      {{8, 1, 2, true}, {16, 1, 3, true}, {12, 2, 2, false}},
-      {{8, 1, 4, true}, {16, 1, 3, true}, {}}};
+      {{8, 1, 2, true}, {16, 1, 2, true}, {12, 2, 2, false}},
+      {{8, 1, 4, true}, {16, 1, 2, true}, {}}};
   constexpr BlockShape kRnn[2][kShapeCount] = {{{8, 1, 2, true}, {16, 2, 8, true}, {}},
                                                {{8, 1, 4, true}, {16, 2, 8, true}, {}}};
   return gates == 4   ? kLstm[kIsTf32][index]

@@ -118,8 +118,8 @@ Work block_work(const Problem& p) {
   return w;
 }
 
-// Row tiles are multiplied two at a time: so often W is read.
-int passes(const GroupPlan& plan) { return ceil_div(plan.rows, 2 * kRowTile); }
+// How often W is read.
+int passes(const GroupPlan& plan) { return ceil_div(plan.rows, kRowTilesTogether * kRowTile); }
 
 Work fwd_work(const Problem& p, Operands operands, const GroupPlan& plan, const FwdLayout& layout) {
   const FwdSplit split = fwd_split(gates_of(p), plan.units, operands);

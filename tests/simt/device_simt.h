@@ -1,6 +1,7 @@
 // The emulator's half of csrc/cuda/device.cuh, which includes it and describes each function.
 #pragma once
 
+#include <math.h>
 #include <string.h>
 
 #include <typeinfo>
@@ -97,6 +98,8 @@ using simt::bfloat16_to_float;
 using simt::half_from_float;
 using simt::half_to_float;
 using simt::to_tf32;
+// An ulp off.
+inline float reciprocal_approx(float x) { return ::nextafterf(1 / x, 0); }
 
 template <class T>
 struct MmaType;
