@@ -12,7 +12,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 SOURCES := setup.py pyproject.toml $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.inl' \
 	-o -name '*.cu' -o -name '*.cuh')
-CXX_FILES = $$(git ls-files $(foreach suffix,cpp h inl cu cuh,'csrc/*.$(suffix)' 'tests/simt/*.$(suffix)' \
+CXX_FILES = $$(git ls-files $(foreach suffix,cpp h inl cu cuh,'csrc/*.$(suffix)' 'tests/*.$(suffix)' \
 	'benchmarks/exchange/*.$(suffix)'))
 
 .PHONY: demo test test-fast lint format build bench sdist cuda-build gpu-check clean

@@ -55,8 +55,9 @@ struct LaneOperands {
   }
 };
 
-// Sums of kTiles tiles of W in kRowTiles row tiles. An mma waits for the one before it that adds to
-// the same: few tiles have a sum for each half of a block. Those of kTf32x3 add to none.
+// Sums of kTiles tiles of W in kRowTiles row tiles. One for each, whatever kRowTiles: two, of even
+// and odd mma, would wait less for one another where tiles are few, but then the bits of a row
+// would depend on the rows beside it.
 template <class S, int kRowTiles, int kTiles>
 class Sums {
  public:
@@ -74,23 +75,15 @@ class Sums {
         FASTLSTM_UNROLL
         for (int r = 0; r < kRowTiles; ++r) {
           const uint32_t b[2] = {chunks[r].w[2 * half], chunks[r].w[2 * half + 1]};
-          Operand<S>::mma(of_[half % kChains][r][t], rows.w, b);
+          Operand<S>::mma(of_[r][t], rows.w, b);
         }
       }
     }
   }
-  FASTLSTM_DEVICE void get(int r, int t, float (&d)[4]) const {
-    FASTLSTM_UNROLL
-    for (int i = 0; i < 4; ++i) {
-      d[i] = of_[0][r][t][i];
-      if (kChains == 2) d[i] += of_[kChains - 1][r][t][i];
-    }
-  }
+  FASTLSTM_DEVICE const float (&of(int r, int t) const)[4] { return of_[r][t]; }
 
  private:
-  static constexpr int kChains =
-      kRowTiles * kTiles <= 2 && Operand<S>::kKind != Operands::kTf32x3 ? 2 : 1;
-  float of_[kChains][kRowTiles][kTiles][4] = {};
+  float of_[kRowTiles][kTiles][4] = {};
 };
 
 // Forward: the warps are a grid, kSplit.warps_m by kSplit.warps_k (group_layout.h).
@@ -160,9 +153,7 @@ class FwdMatrix {
       FASTLSTM_UNROLL
       for (int tile = 0; tile < kTiles; ++tile) {
         if (kSplit.warps_m * kTiles == kAll || first_tile() + tile < kAll) {
-          float d[4];
-          sums.get(r, tile, d);
-          f(first_row_tile + r, (first_tile() + tile) * kMmaRows, d);
+          f(first_row_tile + r, (first_tile() + tile) * kMmaRows, sums.of(r, tile));
         }
       }
     }
@@ -268,9 +259,7 @@ class BwdMatrix {
       FASTLSTM_UNROLL
       for (int r = 0; r < kRowTiles; ++r) {
         if (tile(i + t) < tiles_) {
-          float d[4];
-          sums.get(r, t, d);
-          f(first_row_tile + r, tile(i + t), d);
+          f(first_row_tile + r, tile(i + t), sums.of(r, t));
         }
       }
     }
