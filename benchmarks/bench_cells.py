@@ -244,6 +244,8 @@ class Run:
         for row in rows:
             if row.checked != job.shape:
                 table.row([*about, f"checked at T = {row.checked.T}"])
+            for remark in row.remarks:
+                table.row([*about, f"torch.nn does not round to TF32: {remark}"])
         new = [as_csv(row, self.providers[0].name, self.device, self.conditions) for row in rows]
         if self.args.csv is not None and new:
             csv_rows.append_rows(self.args.csv, new)

@@ -22,7 +22,7 @@ import torch
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))
 
-from benchmarks import cli, machine
+from benchmarks import cli, csv_files, machine
 from benchmarks.devices import DEVICES
 from benchmarks.exchange import native, rows
 from benchmarks.exchange.native import STEPS, Problem
@@ -154,18 +154,6 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def check_csv(parser: argparse.ArgumentParser, path: Path | None) -> None:
-    """End the program with one line, before anything is measured, if `path` cannot take rows."""
-    if path is None:
-        return
-    if not path.resolve().parent.is_dir():
-        parser.error(f"argument --csv: no such directory: {path.resolve().parent}")
-    try:
-        rows.check_header(path)
-    except (OSError, ValueError) as error:
-        parser.error(f"argument --csv: {error}")
-
-
 def prepare(parser: argparse.ArgumentParser, folder: Path) -> Path:
     """The library for the GPU at hand. Ends the program with one line where there cannot be one."""
     reason = DEVICES["cuda"]().why_unusable()
@@ -190,7 +178,7 @@ class Report:
             self._table.row(cells(row))
         good = [self._conditions | row for row in found if "error" not in row]
         if self._csv is not None:
-            rows.append_rows(self._csv, good)
+            csv_files.append(self._csv, rows.FIELDS, good)
         self.good += len(good)
         self.red += len(found) - len(good)
 
@@ -252,7 +240,7 @@ def machine_facts(facts: Mapping[str, str]) -> dict[str, str]:
 def main(argv: Sequence[str] | None = None) -> int:
     parser = build_parser()
     args = parser.parse_args(argv)
-    check_csv(parser, args.csv)
+    cli.check_csv(parser, args.csv, rows.FIELDS)
     end = time.monotonic() + args.budget
     try:
         path = prepare(parser, args.build)

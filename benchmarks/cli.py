@@ -11,7 +11,7 @@ from typing import NoReturn
 
 import torch
 
-from benchmarks import csv_rows
+from benchmarks import csv_files, csv_rows
 from benchmarks.shapes import Shape, parse_shape
 from benchmarks.timing import PairStats
 
@@ -103,14 +103,16 @@ def print_conditions(conditions: Mapping[str, str]) -> None:
     print(", ".join(f"{name} {value}" for name, value in conditions.items()))
 
 
-def check_csv(parser: argparse.ArgumentParser, path: Path | None) -> None:
+def check_csv(
+    parser: argparse.ArgumentParser, path: Path | None, fields: Sequence[str] = csv_rows.FIELDS
+) -> None:
     """End the program with one line, before anything is measured, if `path` cannot take rows."""
     if path is None:
         return
     if not path.resolve().parent.is_dir():
         parser.error(f"argument --csv: no such directory: {path.resolve().parent}")
     try:
-        csv_rows.check_header(path)
+        csv_files.check_header(path, fields)
     except (OSError, ValueError) as error:
         parser.error(f"argument --csv: {error}")
 

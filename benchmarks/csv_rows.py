@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from benchmarks.files import replace_text
+from benchmarks import csv_files
 
 FIELDS = (
     "date",
@@ -44,6 +42,7 @@ FIELDS = (
     "checked_T",
     "sm_mhz",
     "driver",
+    "wanted_kernel",
     "kernels",
 )
 # The columns of the first files, which are read on.
@@ -62,16 +61,7 @@ def append_rows(path: Path, rows: Sequence[Mapping[str, object]]) -> None:
             raise ValueError(
                 f"a row must have the fields of csv_rows.FIELDS; differs in {difference}"
             )
-    check_header(path)
-    old = path.read_text(encoding="utf-8") if path.exists() else ""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, FIELDS, lineterminator="\n")
-    if not old:
-        writer.writeheader()
-    elif not old.endswith("\n"):
-        text.write("\n")
-    writer.writerows(rows)
-    replace_text(path, old + text.getvalue())
+    csv_files.append(path, FIELDS, rows)
 
 
 def read_rows(path: Path) -> list[dict[str, str]]:
@@ -80,20 +70,11 @@ def read_rows(path: Path) -> list[dict[str, str]]:
     Raises ValueError where the file's header is neither FIELDS nor FIRST_FIELDS, OSError where it
     cannot be read.
     """
-    if header(path) != list(FIRST_FIELDS):
+    if csv_files.header(path) != list(FIRST_FIELDS):
         check_header(path)
-    with path.open(newline="", encoding="utf-8") as file:
-        return [dict.fromkeys(FIELDS, "") | row for row in csv.DictReader(file)]
+    return [dict.fromkeys(FIELDS, "") | row for row in csv_files.read(path)]
 
 
 def check_header(path: Path) -> None:
     """Raises ValueError where there is a file at `path` whose first line is not FIELDS."""
-    if not path.exists() or path.stat().st_size == 0:
-        return
-    if header(path) != list(FIELDS):
-        raise ValueError(f"{path} has other columns than this version writes; give another file")
-
-
-def header(path: Path) -> list[str]:
-    with path.open(newline="", encoding="utf-8") as file:
-        return next(csv.reader(file), [])
+    csv_files.check_header(path, FIELDS)

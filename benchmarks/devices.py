@@ -51,6 +51,9 @@ class Device(Protocol):
     def peak(self, dtype: torch.dtype) -> float | None:
         """GFLOP/s that a call is held to; None where unknown."""
 
+    def synchronize(self) -> None:
+        """Wait until all work is done. Raises RuntimeError where some of it has failed."""
+
     def clock_mhz(self) -> str:
         """The clock of the device at this moment; "" where unknown."""
 
@@ -84,6 +87,9 @@ class Cpu:
     def peak(self, dtype: torch.dtype) -> float | None:
         # Anew for every row: the clock of a shared machine drifts.
         return machine.fma_peak(dtype, torch.get_num_threads())
+
+    def synchronize(self) -> None:
+        pass
 
     def clock_mhz(self) -> str:
         return ""
@@ -154,6 +160,9 @@ class Cuda:
         timer = self.timer()
         seconds = sorted(timer.seconds(product) for _ in range(PEAK_SAMPLES))
         return 2 * size**3 / seconds[PEAK_SAMPLES // 2] / 1e9
+
+    def synchronize(self) -> None:
+        self._synchronize()
 
     def clock_mhz(self) -> str:
         try:

@@ -2,7 +2,8 @@
 
 The tolerance is a rule, not a number: the largest error against a float64 run of the same weights
 is at most twice the largest error of torch.nn in the same dtype, plus one rounding of the largest
-value. It holds for every output and, in train mode, for every gradient.
+value. It holds for every output and, in train mode, for every gradient. Where products may be TF32,
+torch.nn's error is at least what it is with every operand rounded to TF32 (benchmarks/tf32.py).
 """
 
 from __future__ import annotations
@@ -19,8 +20,11 @@ from torch import Tensor, nn
 
 from benchmarks.providers import PROVIDERS, Cell, Provider
 from benchmarks.shapes import Shape
+from benchmarks.tf32 import TORCH_TF32
 
 TRUTH_PARTS = 16
+# The tensors of a call by name.
+Results = dict[str, Tensor]
 
 
 @dataclass
@@ -145,15 +149,17 @@ class Problem:
     @cached_property
     def yardsticks(self) -> dict[bool, Yardstick]:
         """For calls without and with state."""
-        torch_nn = PROVIDERS["torch"]
 
         def yardstick(with_state: bool) -> Yardstick:
-            def results(dtype: torch.dtype) -> dict[str, Tensor]:
-                return self.results(torch_nn, dtype, with_state=with_state)
+            def results(dtype: torch.dtype, provider: Provider = PROVIDERS["torch"]) -> Results:
+                return self.results(provider, dtype, with_state=with_state)
 
-            truth = self.truth(with_state=with_state)
-            torch_float64 = results(torch.float64) if self.dtype == torch.float64 else None
-            return Yardstick(truth, results(yardstick_dtype(self.dtype)), torch_float64)
+            return Yardstick(
+                self.truth(with_state=with_state),
+                results(yardstick_dtype(self.dtype)),
+                results(torch.float64) if self.dtype == torch.float64 else None,
+                results(torch.float32, TORCH_TF32) if may_be_tf32(self) else None,
+            )
 
         return {with_state: yardstick(with_state) for with_state in (False, True)}
 
@@ -161,20 +167,62 @@ class Problem:
 class Yardstick(NamedTuple):
     """What a contender is held to, each as `compare` takes it."""
 
-    truth: dict[str, Tensor]
-    torch_nn: dict[str, Tensor]
-    torch_float64: dict[str, Tensor] | None
+    truth: Results
+    torch_nn: Results
+    torch_float64: Results | None
+    torch_tf32: Results | None
 
 
-def check(problem: Problem, provider: Provider) -> list[str]:
-    """What `provider` gets wrong on `problem`, one line a tensor; empty when it is equal."""
-    failures = []
-    for with_state, (truth, torch_nn, torch_float64) in problem.yardsticks.items():
-        ours = problem.results(provider, problem.dtype, with_state=with_state)
+class Verdict(NamedTuple):
+    """A line for each tensor. failures: those that break the rule. remarks: those that keep it by
+    `torch_tf32` alone: torch.nn has not rounded to TF32 where it was allowed to."""
+
+    failures: list[str]
+    remarks: list[str]
+
+
+def check(problem: Problem, provider: Provider) -> Verdict:
+    """What `provider` gets wrong on `problem`."""
+    return judge(problem, calls(problem, provider))
+
+
+def calls(problem: Problem, provider: Provider) -> dict[bool, Results]:
+    """The results of a call without and of one with state, as `judge` takes them."""
+    return {
+        with_state: problem.results(provider, problem.dtype, with_state=with_state)
+        for with_state in (False, True)
+    }
+
+
+def judge(problem: Problem, found: Mapping[bool, Results]) -> Verdict:
+    """What is wrong in `found`."""
+    verdict = Verdict([], [])
+    for with_state, (truth, torch_nn, torch_float64, torch_tf32) in problem.yardsticks.items():
+        ours = found[with_state]
         call = "with initial state" if with_state else "without initial state"
         lines = compare(truth, torch_nn, ours, problem.dtype, torch_float64)
-        failures += [f"{line}, {call}" for line in lines]
-    return failures
+        if torch_tf32 is not None and lines:
+            wrong = compare(truth, larger_errors(truth, torch_nn, torch_tf32), ours, problem.dtype)
+            names = {line.partition(":")[0] for line in wrong}
+            right = [line for line in lines if line.partition(":")[0] not in names]
+            verdict.remarks.extend(f"{line}, {call}" for line in right)
+            lines = wrong
+        verdict.failures.extend(f"{line}, {call}" for line in lines)
+    return verdict
+
+
+def may_be_tf32(problem: Problem) -> bool:
+    """Whether products of `problem` may be TF32 now."""
+    is_float32 = problem.dtype == torch.float32
+    return is_float32 and problem.device != "cpu" and torch.backends.cudnn.allow_tf32
+
+
+def larger_errors(truth: Results, a: Results, b: Results) -> Results:
+    """Of each name the one of the two that is further from the truth."""
+    return {
+        name: max(a[name], b[name], key=lambda value: largest(value.double() - expected))
+        for name, expected in truth.items()
+    }
 
 
 def yardstick_dtype(dtype: torch.dtype) -> torch.dtype:

@@ -1,13 +1,15 @@
 """Everything that only a machine with a GPU can check, in one command of at most nine minutes.
 
     python -m benchmarks.gpu_check
-    python -m benchmarks.gpu_check --phases build,bench --out results
+    python -m benchmarks.gpu_check --phases build,test,sanitize,exchange --out results
+    python -m benchmarks.gpu_check --phases methods,bench,profile --out results
 
 build: compiles the extension for the GPU at hand, out of place. test: the tests marked `cuda`.
-sanitize: compute-sanitizer over a tiny layer of each kind. exchange: bench_exchange.py. bench:
-bench_cells.py over the grid `gpu`, as far as the time goes. A phase that fails does not keep the
-others from running. Exit code: 0; 1 where a phase is red; 2 for a wrong command line, or without a
-GPU; 130 where interrupted.
+sanitize: compute-sanitizer over a tiny layer of each kind. exchange: bench_exchange.py. methods:
+bench_methods.py, and bench: bench_cells.py, over the grid `gpu`, as far as the time goes. profile:
+Nsight Compute on the slowest row. A phase that fails does not keep the others from running. The
+build is kept for later calls. Exit code: 0; 1 where a phase is red; 2 for a wrong command line, or
+without a GPU; 130 where interrupted.
 """
 
 from __future__ import annotations
@@ -27,11 +29,14 @@ sys.path.append(str(Path(__file__).resolve().parents[1]))
 from benchmarks import cli
 from benchmarks.devices import DEVICES
 from benchmarks.files import replace_text
-from benchmarks.gpu_phases import PHASES, ROOT, Result, Workplace, run_phase
+from benchmarks.gpu_phases import PHASES, run_phase
+from benchmarks.gpu_workplace import ROOT, Result, Workplace
 
 BUDGET = 540.0
-# Seconds of a phase that others follow; the last one gets what is left.
-LIMITS = {"build": 240.0, "test": 130.0, "sanitize": 80.0, "exchange": 60.0}
+# Seconds that a phase has at most, where others follow; the last one gets what is left.
+LIMITS = {"build": 210.0, "test": 110.0, "sanitize": 120.0, "exchange": 50.0}
+# The others measure for as long as there is time: how they share what is left.
+SHARES = {"methods": 45.0, "bench": 45.0, "profile": 10.0}
 # Kept back, so that stopping the last command and writing the summary are within the budget.
 RESERVE = 10.0
 INTERRUPTED = 130
@@ -61,42 +66,74 @@ def workplace(args: argparse.Namespace, device: str) -> Workplace:
 
 
 class Summary:
-    """What is known so far, in a JSON file that is replaced after every phase."""
+    """What is known so far, in a JSON file that is replaced after every phase.
+
+    Phases of an earlier call stay in it where the conditions were the same, but for the date.
+    """
 
     def __init__(self, path: Path, conditions: dict[str, str]) -> None:
         self._path = path
-        self._found: dict[str, object] = {"conditions": conditions, "phases": {}}
+        self._conditions = conditions
+        self._phases = earlier_phases(path, conditions)
 
     def add(self, name: str, result: Result, seconds: float) -> None:
-        self._found["phases"][name] = {
+        self._phases[name] = {
+            "date": self._conditions.get("date", ""),
             "state": result.state,
             "text": result.text,
+            "detail": result.detail,
             "seconds": round(seconds, 1),
         }
-        replace_text(self._path, json.dumps(self._found, indent=2) + "\n")
+        found = {"conditions": self._conditions, "phases": self._phases}
+        replace_text(self._path, json.dumps(found, indent=2) + "\n")
+
+
+def earlier_phases(path: Path, conditions: dict[str, str]) -> dict[str, object]:
+    """The phases in the file at `path`, as far as it is of the same machine and commit."""
+
+    def undated(of: dict[str, str]) -> dict[str, str]:
+        return {name: value for name, value in of.items() if name != "date"}
+
+    try:
+        found = json.loads(path.read_text())
+        same = undated(found["conditions"]) == undated(conditions)
+        return found["phases"] if same else {}
+    except (OSError, ValueError, KeyError):
+        return {}
+
+
+def limit(names: Sequence[str], index: int, left: float) -> float:
+    """Seconds for phase `index` of `names`, where `left` are left for it and those behind it."""
+    name, later = names[index], names[index + 1 :]
+    if not later:
+        return left
+    if name in LIMITS:
+        return min(LIMITS[name], left)
+    shares = [SHARES[other] for other in later if other in SHARES]
+    fixed = sum(LIMITS.get(other, 0.0) for other in later)
+    return max(left - fixed, 0.0) * SHARES[name] / (SHARES[name] + sum(shares))
 
 
 def check(names: Sequence[str], place: Workplace, summary: Summary, budget: float) -> bool:
     """Run the phases `names` within `budget` seconds; False where one is red.
 
-    Prints a line for each, and the end of its log where it is red.
+    Prints a line for each, and what it leaves for the reader.
     """
     end = time.monotonic() + budget - RESERVE
     good = True
     for index, name in enumerate(names):
         start = time.monotonic()
-        left = max(end - start, 0.0)
-        limit = left if index == len(names) - 1 else min(LIMITS.get(name, left), left)
+        seconds = limit(names, index, max(end - start, 0.0))
         interrupt = None
         try:
-            result = run_phase(name, place, limit)
+            result = run_phase(name, place, seconds)
         except KeyboardInterrupt as error:
             interrupt, result = error, Result("red", "interrupted")
-        seconds = time.monotonic() - start
-        print(f"{name:9} {result.state:8} {seconds:6.1f} s  {result.text}", flush=True)
+        taken = time.monotonic() - start
+        print(f"{name:9} {result.state:8} {taken:6.1f} s  {result.text}", flush=True)
         if result.detail:
             print(f"--- {name} ---\n{result.detail}\n---", flush=True)
-        summary.add(name, result, seconds)
+        summary.add(name, result, taken)
         good &= result.state != "red"
         if interrupt is not None:
             raise interrupt

@@ -9,84 +9,36 @@ import shutil
 import sys
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.processes import Finished, run_logged
+from benchmarks.gpu_profile import run_profile
+from benchmarks.gpu_workplace import ROOT, Result, Workplace, merged, red
+from benchmarks.kernel_choice import METHODS, PERSISTENT
+from benchmarks.processes import Command, Finished, run_together
 
-ROOT = Path(__file__).resolve().parents[1]
-SMOKE = ROOT / "benchmarks" / "gpu_smoke.py"
-BENCH = ROOT / "benchmarks" / "bench_cells.py"
-EXCHANGE = ROOT / "benchmarks" / "bench_exchange.py"
+BENCHMARKS = ROOT / "benchmarks"
+SMOKE = BENCHMARKS / "gpu_smoke.py"
+BENCH = BENCHMARKS / "bench_cells.py"
+EXCHANGE = BENCHMARKS / "bench_exchange.py"
+METHODS_BENCH = BENCHMARKS / "bench_methods.py"
 GRID = "--device cuda --grid gpu --cells lstm,gru --dtype float32,bfloat16,float16 --tf32 both"
 # Of the time of the benchmark, for what is not a row: imports, the row under way at the end, the
 # picture.
 BENCH_MARGIN = 20.0
+# The same of the methods: the job under way.
+METHODS_MARGIN = 15.0
 # The same of the exchange schemes: what ends the scheme under way.
 EXCHANGE_MARGIN = 5.0
 SANITIZER_TOOLS = ("memcheck", "racecheck")
 # A failing call of the CUDA API is an error of torch's anyway, and torch makes some that may fail.
 SANITIZER_OPTIONS = {"memcheck": ["--report-api-errors", "no"], "racecheck": []}
-
-
-@dataclass(frozen=True)
-class Workplace:
-    """Where a check works, and on what.
-
-    capability: of the GPU, (9, 0) say. build: folder of the build. logs: folder of the logs. csv,
-    picture: of the benchmark. row_seconds: of the pairs of one row of it.
-    """
-
-    capability: tuple[int, int]
-    build: Path
-    logs: Path
-    csv: Path
-    picture: Path
-    row_seconds: float
-    environ: Mapping[str, str] = field(default_factory=lambda: dict(os.environ))
-
-    @property
-    def package_folder(self) -> Path:
-        """What the build makes: the folder of the package fastlstm."""
-        return self.build / "lib"
-
-    @property
-    def exchange_csv(self) -> Path:
-        """The rows of the exchange schemes, beside those of the benchmark."""
-        return self.csv.with_name(f"exchange_{self.csv.name.removeprefix('cells_')}")
-
-    @property
-    def extension(self) -> Path | None:
-        return next((self.package_folder / "fastlstm").glob("_C*.so"), None)
-
-    def run(self, command: Sequence[object], log: str, seconds: float, **environ: str) -> Finished:
-        """Run `command` on the package in `package_folder`, not on the one beside the sources."""
-        paths = [str(self.package_folder), *filter(None, [self.environ.get("PYTHONPATH")])]
-        fixed = {"PYTHONPATH": os.pathsep.join(paths), "PYTHONUNBUFFERED": "1"}
-        # Working there because `python -m` looks there first.
-        self.package_folder.mkdir(parents=True, exist_ok=True)
-        return run_logged(
-            [str(part) for part in command],
-            self.logs / f"{log}.log",
-            seconds,
-            environ={**self.environ, **fixed, **environ},
-            cwd=self.package_folder,
-        )
-
-
-@dataclass(frozen=True)
-class Result:
-    """How a phase went. state: "green", "red" or "skipped". detail: more lines for the reader."""
-
-    state: str
-    text: str
-    detail: str = ""
-
-
-def red(done: Finished, what: str) -> Result:
-    """`done` has failed, or was stopped."""
-    why = f"stopped after {done.seconds:.0f} s" if done.code is None else f"exit code {done.code}"
-    return Result("red", f"{what}: {why} ({done.log})", done.tail())
+# Test files that have a process for the tests of each method, by the words in their names: a kernel
+# that fails takes all later calls with it.
+SPLIT_TESTS = {
+    "test_cuda.py": ("cuda-stepwise", "cuda-auto"),
+    "test_cuda_families.py": ("auto", *PERSISTENT),
+}
 
 
 def arch(capability: tuple[int, int]) -> str:
@@ -103,27 +55,48 @@ def build_extension(place: Workplace, seconds: float) -> Result:
     if place.extension is not None:
         place.extension.unlink()
     jobs = len(os.sched_getaffinity(0))
-    done = run_logged(
-        [
-            *(sys.executable, "setup.py", "egg_info", "--egg-base", str(temporary)),
-            *("build", "--build-base", str(temporary), "--build-lib", str(place.package_folder)),
-        ],
-        place.logs / "build.log",
-        seconds,
-        environ={
-            **place.environ,
-            "FORCE_CUDA": "1",
-            "TORCH_CUDA_ARCH_LIST": arch(place.capability),
-            "MAX_JOBS": str(jobs),
-        },
-        cwd=ROOT,
-    )
+    command = [sys.executable, "setup.py", "egg_info", "--egg-base", str(temporary), "build"]
+    command += ["--build-base", str(temporary), "--build-lib", str(place.package_folder)]
+    environ = {
+        **place.environ,
+        "FORCE_CUDA": "1",
+        "TORCH_CUDA_ARCH_LIST": arch(place.capability),
+        "MAX_JOBS": str(jobs),
+    }
+    (done,) = run_together([Command(command, place.logs / "build.log", environ, ROOT)], seconds)
     if done.code != 0 or place.extension is None:
         return red(done, "the extension was not built")
-    smoke = place.run([sys.executable, SMOKE], "smoke", seconds - done.seconds)
-    if smoke.code != 0:
-        return red(smoke, "a tiny layer of each kind")
-    return Result("green", f"for {arch(place.capability)}, {jobs} at a time; {smoke.last_line()}")
+    smoke = judge_smoke(place.run_all(smoke_commands("smoke"), seconds - done.seconds))
+    if smoke.state != "green":
+        return smoke
+    built = f"for {arch(place.capability)}, {jobs} at a time, {done.seconds:.0f} s"
+    return Result("green", f"{built}; {smoke.text}")
+
+
+def smoke_commands(name: str, before: Sequence[str] = ()) -> dict[str, list[object]]:
+    """A process for the tiny layers of each method, by the name of its log."""
+    return {
+        f"{name}-{method}": [*before, sys.executable, SMOKE, "--methods", method]
+        for method in METHODS
+    }
+
+
+def judge_smoke(finished: Mapping[str, Finished]) -> Result:
+    failed = [
+        red(done, f"{name}{at_work(done)}") for name, done in finished.items() if done.code != 0
+    ]
+    return merged(failed) if failed else Result("green", f"tiny layers by {', '.join(METHODS)}")
+
+
+def at_work(done: Finished) -> str:
+    """What gpu_smoke.py had begun when it ended, or when a sanitizer found something."""
+    begun = ""
+    for line in done.lines():
+        if re.match(rf"({'|'.join(METHODS)})\S*: ", line):
+            begun = f" at {line}"
+        elif re.match(r"=+ .*(Invalid|Error:|hazard|Program hit|Uninitialized)", line):
+            break
+    return begun
 
 
 def marked_tests(folder: Path) -> list[Path]:
@@ -137,9 +110,14 @@ def marked_tests(folder: Path) -> list[Path]:
 class Counts:
     """Of the tests in a report of pytest."""
 
-    ran: int
-    failed: int
-    skipped: int
+    ran: int = 0
+    failed: int = 0
+    skipped: int = 0
+
+    def __add__(self, other: Counts) -> Counts:
+        return Counts(
+            self.ran + other.ran, self.failed + other.failed, self.skipped + other.skipped
+        )
 
 
 def read_report(path: Path) -> Counts | None:
@@ -155,26 +133,43 @@ def read_report(path: Path) -> Counts | None:
     return Counts(tests - skipped, failures + errors, skipped)
 
 
+def test_groups(files: Sequence[Path]) -> dict[str, list[object]]:
+    """What each process of pytest is told to run, by name."""
+    others = [path for path in files if path.name not in SPLIT_TESTS]
+    groups: dict[str, list[object]] = {"test": [*others]} if others else {}
+    for path in files:
+        for word in SPLIT_TESTS.get(path.name, ()):
+            groups[f"{path.stem}-{word}"] = [path, "-k", word]
+    return groups
+
+
 def run_tests(place: Workplace, seconds: float) -> Result:
-    """Run the tests that are marked `cuda`."""
+    """Run the tests that are marked `cuda`, in several processes."""
     if importlib.util.find_spec("pytest") is None:
         return Result("red", f"pytest is not installed: {sys.executable} -m pip install pytest")
-    files = marked_tests(ROOT / "tests")
-    if not files:
+    groups = test_groups(marked_tests(ROOT / "tests"))
+    if not groups:
         return Result("red", "no test is marked cuda")
-    report = place.logs / "test.xml"
-    report.unlink(missing_ok=True)
-    command = [sys.executable, "-m", "pytest", "-q", "-m", "cuda", f"--junitxml={report}"]
-    command += ["-p", "no:cacheprovider", "--durations=10"]
-    done = place.run([*command, *files], "test", seconds)
-    counts = read_report(report)
-    if done.code != 0 or counts is None:
-        failed = "tests" if counts is None else f"{counts.failed} of {counts.ran} tests failed"
-        return red(done, failed)
-    text = f"{counts.ran} tests passed, {counts.skipped} skipped"
-    if counts.ran == 0:
-        return Result("red", f"{text}: nothing was tested", done.tail())
-    return Result("green", text)
+    reports = {name: place.logs / f"{name}.xml" for name in groups}
+    commands = {}
+    for name, which in groups.items():
+        reports[name].unlink(missing_ok=True)
+        command = [sys.executable, "-m", "pytest", "-q", "-m", "cuda", "--durations=10"]
+        command += [f"--junitxml={reports[name]}", "-p", "no:cacheprovider"]
+        commands[name] = [*command, *which]
+    all_done = place.run_all(commands, seconds)
+    wrong, total = [], Counts()
+    for name, done in all_done.items():
+        counts = read_report(reports[name])
+        total += counts or Counts()
+        if done.code != 0 or counts is None:
+            failed = "tests" if counts is None else f"{counts.failed} of {counts.ran} tests failed"
+            wrong.append(red(done, failed if name == "test" else f"{name}: {failed}"))
+    if wrong:
+        return merged(wrong)
+    text = f"{total.ran} tests passed, {total.skipped} skipped"
+    # Of one method they may all be skipped: not every GPU has clusters.
+    return Result("green", text) if total.ran else Result("red", f"{text}: nothing was tested")
 
 
 def find_sanitizer(environ: Mapping[str, str]) -> str | None:
@@ -191,54 +186,57 @@ def run_sanitizer(place: Workplace, seconds: float) -> Result:
         return Result(
             "skipped", "compute-sanitizer is not installed (it is part of the CUDA toolkit)"
         )
+    commands = {}
     for tool in SANITIZER_TOOLS:
-        done = place.run(
-            [
-                *(sanitizer, "--tool", tool, "--target-processes", "application-only"),
-                *("--kernel-name", "kernel_substring=fastlstm", "--error-exitcode", "86"),
-                *SANITIZER_OPTIONS[tool],
-                *(sys.executable, SMOKE),
-            ],
-            tool,
-            seconds / len(SANITIZER_TOOLS),
-            # Every tensor an allocation of its own, whose end memcheck knows.
-            PYTORCH_NO_CUDA_MEMORY_CACHING="1",
-        )
-        if done.code != 0:
-            if any("Device not supported" in line for line in done.lines()):
-                return Result("skipped", "compute-sanitizer does not support this device")
-            return red(done, tool)
-    return Result("green", f"{' and '.join(SANITIZER_TOOLS)}: nothing found")
+        before = [sanitizer, "--tool", tool, "--target-processes", "application-only"]
+        before += ["--kernel-name", "kernel_substring=fastlstm", "--error-exitcode", "86"]
+        commands |= smoke_commands(tool, [*before, *SANITIZER_OPTIONS[tool]])
+    # Every tensor an allocation of its own, whose end memcheck knows.
+    finished = place.run_all(commands, seconds, PYTORCH_NO_CUDA_MEMORY_CACHING="1")
+    result = judge_smoke(finished)
+    if result.state != "green":
+        lines = (line for done in finished.values() for line in done.lines())
+        if any("Device not supported" in line for line in lines):
+            return Result("skipped", "compute-sanitizer does not support this device")
+        return result
+    return Result("green", f"{' and '.join(SANITIZER_TOOLS)}: nothing found in {result.text}")
 
 
 def run_exchange(place: Workplace, seconds: float) -> Result:
     """Measure how blocks may exchange a state in every step, which needs nothing but nvcc."""
-    budget = seconds - EXCHANGE_MARGIN
-    if budget <= 0:
-        return Result("skipped", f"no time is left: {seconds:.0f} s")
-    command = [sys.executable, EXCHANGE, "--budget", f"{budget:.1f}", "--csv", place.exchange_csv]
-    done = place.run([*command, "--build", place.build / "exchange"], "exchange", seconds)
-    if done.code != 0:
-        return red(done, done.last_line() or "nothing was measured")
-    return Result("green", done.last_line())
+    command = [EXCHANGE, "--csv", place.csv_of("exchange"), "--build", place.build / "exchange"]
+    return measured(place, "exchange", command, seconds, EXCHANGE_MARGIN)
+
+
+def run_methods(place: Workplace, seconds: float) -> Result:
+    """Measure every method and its plans on the grid `gpu`, as far as there is time."""
+    command = [METHODS_BENCH, "--csv", place.csv_of("methods")]
+    return measured(place, "methods", command, seconds, METHODS_MARGIN)
 
 
 def run_benchmark(place: Workplace, seconds: float) -> Result:
     """Measure the grid `gpu`, as much of it as there is time for."""
-    budget = seconds - BENCH_MARGIN
-    if budget <= 0:
-        return Result("skipped", f"no time is left: {seconds:.0f} s")
-    command = [sys.executable, BENCH, *GRID.split(), "--seconds", f"{place.row_seconds:g}"]
-    command += ["--budget", f"{budget:.1f}", "--csv", place.csv]
+    command = [BENCH, *GRID.split(), "--seconds", f"{place.row_seconds:g}", "--csv", place.csv]
     without = ""
     if importlib.util.find_spec("matplotlib") is None:
         without = " (no picture: matplotlib is not installed)"
     else:
         command += ["--plot", place.picture]
-    done = place.run(command, "bench", seconds)
+    result = measured(place, "bench", command, seconds, BENCH_MARGIN)
+    return Result(result.state, f"{result.text}{without}", result.detail)
+
+
+def measured(
+    place: Workplace, name: str, command: list[object], seconds: float, margin: float
+) -> Result:
+    """Run a script with the budget that `seconds` leave, and say what its last line says."""
+    budget = seconds - margin
+    if budget <= 0:
+        return Result("skipped", f"no time is left: {seconds:.0f} s")
+    done = place.run([sys.executable, *command, "--budget", f"{budget:.1f}"], name, seconds)
     if done.code != 0:
         return red(done, done.last_line() or "nothing was measured")
-    return Result("green", f"{done.last_line()}{without}")
+    return Result("green", done.last_line())
 
 
 PHASES: dict[str, Callable[[Workplace, float], Result]] = {
@@ -246,7 +244,9 @@ PHASES: dict[str, Callable[[Workplace, float], Result]] = {
     "test": run_tests,
     "sanitize": run_sanitizer,
     "exchange": run_exchange,
+    "methods": run_methods,
     "bench": run_benchmark,
+    "profile": run_profile,
 }
 WITHOUT_EXTENSION = ("build", "exchange")
 

@@ -32,3 +32,12 @@ def trimmed(name: str) -> str:
         name = shorter
     name = name.partition("(")[0].removeprefix("void ").strip()
     return name.rpartition("::")[2][:LONGEST]
+
+
+def with_arguments(name: str) -> str:
+    """`name` with its template arguments, without return type, namespaces and parameters."""
+    name = name.replace("(anonymous namespace)::", "")
+    name = re.sub(r"\b\w+::", "", name)
+    # Values of an enum: (Exchange)0.
+    name = re.sub(r"\(\w+\)(?=\d)", "", name)
+    return name.partition("(")[0].removeprefix("void ").strip()

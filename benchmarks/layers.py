@@ -9,7 +9,7 @@ import torch
 
 from benchmarks import cli, equality, measure
 from benchmarks.devices import Device
-from benchmarks.equality import Problem
+from benchmarks.equality import Problem, Verdict
 from benchmarks.measure import Measured
 from benchmarks.plan import Job
 from benchmarks.providers import Provider
@@ -22,7 +22,8 @@ class Row:
     """One measured job of one provider.
 
     checked: the shape that was proved equal. clock_mhz, kernels: of the device right after the
-    timing, and of the baseline; "" where unknown.
+    timing, and of the baseline; "" where unknown. remarks: lines of the check that a reader should
+    see.
     """
 
     job: Job
@@ -31,6 +32,7 @@ class Row:
     checked: Shape
     clock_mhz: str = ""
     kernels: str = ""
+    remarks: Sequence[str] = ()
 
 
 def contender(problem: Problem, provider: Provider) -> Contender:
@@ -76,7 +78,8 @@ def bench_job(
             return Problem(setting.cell, shape, setting.mode, setting.dtype, device.tensors, seed)
 
         checked = device.checked_shape(job.shape, setting.cell.gates)
-        failures = check(problem(checked), providers)
+        verdicts = check(problem(checked), providers)
+        failures = {name: verdict.failures for name, verdict in verdicts.items()}
         lines = [f"{name}: {line}" for name, found in failures.items() for line in found]
         equal = [other for other in others if not failures[baseline.name] + failures[other.name]]
         timed = problem(job.shape)
@@ -93,11 +96,12 @@ def bench_job(
             )
             clock_mhz = device.clock_mhz()
             kernels = device.kernels(pair[0])
-            rows.append(Row(job, other.name, measured, checked, clock_mhz, kernels))
+            remarks = verdicts[other.name].remarks
+            rows.append(Row(job, other.name, measured, checked, clock_mhz, kernels, remarks))
     return rows, lines
 
 
-def check(problem: Problem, providers: Sequence[Provider]) -> dict[str, list[str]]:
+def check(problem: Problem, providers: Sequence[Provider]) -> dict[str, Verdict]:
     return {provider.name: equality.check(problem, provider) for provider in providers}
 
 

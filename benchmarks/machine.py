@@ -9,6 +9,8 @@ from pathlib import Path
 
 import torch
 
+from benchmarks import kernel_choice
+
 PEAK_SECONDS = 0.1
 
 
@@ -31,9 +33,14 @@ def environment(device: str) -> dict[str, str]:
             "tf32": "none",
             "capability": torch.backends.cpu.get_cpu_capability(),
             "driver": "none",
+            "wanted_kernel": "none",
         }
     major, minor = torch.cuda.get_device_capability()
-    return shared | {"capability": f"sm_{major}{minor}", "driver": gpu_driver()}
+    return shared | {
+        "capability": f"sm_{major}{minor}",
+        "driver": gpu_driver(),
+        "wanted_kernel": kernel_choice.wanted(),
+    }
 
 
 def commit() -> str:

@@ -14,8 +14,18 @@ from pathlib import Path
 sys.path.append(str(Path(__file__).resolve().parents[1]))
 
 from benchmarks import cli, csv_rows
+from benchmarks.kernel_choice import AUTO
 
-SERIES = ("provider", "baseline", "dtype", "threads", "capability", "device", "tf32")
+SERIES = (
+    "provider",
+    "baseline",
+    "dtype",
+    "threads",
+    "capability",
+    "device",
+    "tf32",
+    "wanted_kernel",
+)
 SHAPE = ("T", "N", "I", "H")
 TICKS = (0.1, 0.2, 0.3, 0.5, 0.7, 1, 1.5, 2, 3, 4, 6, 8, 12, 16, 24, 32, 64)
 
@@ -33,10 +43,16 @@ def latest(rows: Sequence[Mapping[str, object]]) -> list[dict[str, str]]:
 
 
 def series_label(row: Mapping[str, str], rows: Sequence[Mapping[str, str]]) -> str:
-    """The provider of `row`, with whatever else tells it from other series in `rows`."""
+    """The provider of `row`, with whatever else tells it from other series in `rows`.
+
+    A kernel that was asked for is always told: such rows are not what the library does by itself.
+    """
     units = {"threads": "threads {}", "baseline": "against {}", "tf32": "TF32 {}"}
-    varying = [name for name in SERIES[1:] if len({other[name] for other in rows}) > 1]
-    told = [name for name in varying if row[name] != "none"]
+    units["wanted_kernel"] = "kernel {}"
+    told = [name for name in SERIES[1:] if len({other[name] for other in rows}) > 1]
+    if row["wanted_kernel"] != AUTO and "wanted_kernel" not in told:
+        told.append("wanted_kernel")
+    told = [name for name in told if row[name] not in ("", "none")]
     return ", ".join([row["provider"], *(units.get(name, "{}").format(row[name]) for name in told)])
 
 

@@ -34,26 +34,47 @@ class Finished:
         return next((line for line in reversed(self.lines()) if line.strip()), "")
 
 
-def run_logged(
-    command: Sequence[str],
-    log: Path,
-    seconds: float,
-    *,
-    environ: Mapping[str, str],
-    cwd: Path,
-) -> Finished:
-    """Run `command` for at most `seconds`, its output in `log`, which is replaced.
+@dataclass(frozen=True)
+class Command:
+    """What is run: its output goes to `log`, which is replaced."""
 
-    At the limit, and when this process is interrupted, the command and what it started get an
-    interrupt and GRACE_SECONDS to write what they have; then they are killed. An interrupt is
-    raised again.
+    arguments: Sequence[str]
+    log: Path
+    environ: Mapping[str, str]
+    cwd: Path
+
+
+def run_together(commands: Sequence[Command], seconds: float) -> list[Finished]:
+    """Run `commands` at the same time, for at most `seconds`.
+
+    At the limit, and when this process is interrupted, those that still run and what they started
+    get an interrupt and GRACE_SECONDS to write what they have; then they are killed. An interrupt
+    is raised again.
     """
     start = time.monotonic()
-    with log.open("w", encoding="utf-8") as file:
-        process = subprocess.Popen(
-            command,
-            env=environ,
-            cwd=cwd,
+    processes: list[subprocess.Popen] = []
+    finished = []
+    try:
+        for command in commands:
+            processes.append(started(command))
+        for process, command in zip(processes, commands, strict=True):
+            left = start + seconds - time.monotonic()
+            try:
+                code = process.wait(timeout=max(left, 0))
+            except subprocess.TimeoutExpired:
+                code = None
+            finished.append(Finished(code, time.monotonic() - start, command.log))
+    finally:
+        stop(processes)
+    return finished
+
+
+def started(command: Command) -> subprocess.Popen:
+    with command.log.open("w", encoding="utf-8") as file:
+        return subprocess.Popen(
+            command.arguments,
+            env=command.environ,
+            cwd=command.cwd,
             stdin=subprocess.DEVNULL,
             stdout=file,
             stderr=subprocess.STDOUT,
@@ -61,26 +82,21 @@ def run_logged(
             # and an interrupt from the keyboard reaches this process first.
             start_new_session=True,
         )
-        try:
-            code = process.wait(timeout=max(seconds, 0))
-        except subprocess.TimeoutExpired:
-            code = None
-        finally:
-            stop(process)
-    return Finished(code, time.monotonic() - start, log)
 
 
-def stop(process: subprocess.Popen) -> None:
-    """End `process` and its session, if it still runs."""
-    if process.poll() is not None:
-        return
-    os.killpg(process.pid, signal.SIGINT)
+def stop(processes: Sequence[subprocess.Popen]) -> None:
+    """End those that still run, and their sessions."""
+    running = [process for process in processes if process.poll() is None]
+    for process in running:
+        os.killpg(process.pid, signal.SIGINT)
+    end = time.monotonic() + GRACE_SECONDS
     try:
-        process.wait(timeout=GRACE_SECONDS)
-    except subprocess.TimeoutExpired:
-        pass
+        for process in running:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(timeout=max(end - time.monotonic(), 0))
     finally:
-        # Also what the leader left behind.
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+        for process in running:
+            # Also what the leader left behind.
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()

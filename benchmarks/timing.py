@@ -152,6 +152,33 @@ def geometric_mean(values: Sequence[float]) -> float:
     return math.exp(math.fsum(math.log(value) for value in values) / len(values))
 
 
+def measure_rounds(
+    contenders: Sequence[Contender],
+    seconds: float,
+    *,
+    min_rounds: int,
+    rng: random.Random,
+    timer: Timer,
+    clock: Callable[[], float] = time.perf_counter,
+) -> list[tuple[float, ...]]:
+    """Time all of them once a round for about `seconds`, at least `min_rounds` rounds.
+
+    The order is drawn anew for each round, so that none always finds the caches as the same other
+    one left them.
+
+    Returns the rounds in the order they were taken, each in the order of `contenders`, in seconds
+    of a call.
+    """
+    end = clock() + seconds
+    rounds: list[tuple[float, ...]] = []
+    while len(rounds) < min_rounds or clock() < end:
+        order = list(range(len(contenders)))
+        rng.shuffle(order)
+        taken = {index: timer.seconds(contenders[index]) for index in order}
+        rounds.append(tuple(taken[index] for index in range(len(contenders))))
+    return rounds
+
+
 def measure_pairs(
     baseline: Contender,
     contender: Contender,
@@ -164,8 +191,8 @@ def measure_pairs(
 ) -> list[tuple[float, float]]:
     """Time both alternately for about `seconds`, at least `min_pairs` pairs, after a warm-up.
 
-    Which of the two goes first is drawn anew for each pair (`seed`), so that neither always finds
-    the caches as the other left them. The garbage collector is off meanwhile.
+    Which of the two goes first is drawn anew for each pair (`seed`). The garbage collector is off
+    meanwhile.
 
     timer: takes the samples; a WallTimer of `clock` where None.
 
@@ -173,24 +200,12 @@ def measure_pairs(
     """
     timer = timer or WallTimer(clock)
     rng = random.Random(seed)
-    pairs: list[tuple[float, float]] = []
+    both = (baseline, contender)
     with garbage_collector_off():
-        warmup_end = clock() + seconds * WARMUP_SHARE
-        warmups = 0
-        while warmups < MIN_WARMUPS or clock() < warmup_end:
-            timer.seconds(baseline)
-            timer.seconds(contender)
-            warmups += 1
-
-        end = clock() + seconds
-        while len(pairs) < min_pairs or clock() < end:
-            if rng.random() < 0.5:
-                baseline_time = timer.seconds(baseline)
-                contender_time = timer.seconds(contender)
-            else:
-                contender_time = timer.seconds(contender)
-                baseline_time = timer.seconds(baseline)
-            pairs.append((baseline_time, contender_time))
+        for share, least in ((WARMUP_SHARE, MIN_WARMUPS), (1.0, min_pairs)):
+            pairs = measure_rounds(
+                both, share * seconds, min_rounds=least, rng=rng, timer=timer, clock=clock
+            )
     return pairs
 
 

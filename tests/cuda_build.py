@@ -1,6 +1,7 @@
 """`make cuda-build`: the extension with its CUDA kernels, built and imported without a GPU.
 
     python tests/cuda_build.py build/cuda
+    python tests/cuda_build.py build/cuda --table docs/cuda_kernels.md
 
 builds with the torch that runs it, below the folder, for the architectures in TORCH_CUDA_ARCH_LIST.
 Warnings of either compiler are errors, and so is a kernel whose registers spill. Then a fresh
@@ -202,26 +203,54 @@ def summary(kernels: Iterable[Kernel]) -> str:
     )
 
 
-def list_kernels(package: Path) -> None:
-    """Print what the library holds for each architecture, where cuobjdump is to be had."""
+def dump_of(binary: Path) -> str:
+    """What cuobjdump says of the kernels in a library or an object.
+
+    Raises:
+        ValueError: there is no cuobjdump.
+    """
     cuobjdump = find_cuobjdump()
     if cuobjdump is None:
-        print("cuobjdump was not found: the kernels are not listed")
-        return
-    library = next((package / "fastlstm").glob("_C*.so"))
-    dump = subprocess.run(
-        [cuobjdump, "--dump-resource-usage", str(library)],
-        check=True,
-        capture_output=True,
-        text=True,
-    )
-    print(summary(parse_kernels(dump.stdout)))
+        raise ValueError("cuobjdump was not found")
+    command = [cuobjdump, "--dump-resource-usage", str(binary)]
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+
+
+def library_of(package: Path) -> Path:
+    return next((package / "fastlstm").glob("_C*.so"))
+
+
+def list_kernels(package: Path) -> None:
+    """Print what the library holds for each architecture, where cuobjdump is to be had."""
+    try:
+        print(summary(parse_kernels(dump_of(library_of(package)))))
+    except ValueError as error:
+        print(f"{error}: the kernels are not listed")
+
+
+def write_table(path: Path, package: Path) -> None:
+    """Write docs/cuda_kernels.md, or another file, about the persistent kernels of the library.
+
+    Raises:
+        BuildError: they cannot be listed.
+    """
+    # It imports this file.
+    import kernel_table
+
+    try:
+        kernel_table.write_table(path, [library_of(package)])
+    except ValueError as error:
+        raise BuildError(f"no table: {error}") from None
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("out", type=Path, help="folder for all that is built")
-    out = parser.parse_args(arguments).out.resolve()
+    parser.add_argument(
+        "--table", type=Path, metavar="FILE", help="write a table of the persistent kernels to FILE"
+    )
+    args = parser.parse_args(arguments)
+    out = args.out.resolve()
     if not os.environ.get("TORCH_CUDA_ARCH_LIST"):
         parser.error("TORCH_CUDA_ARCH_LIST must say what to compile for, such as 8.0 9.0a")
     out.mkdir(parents=True, exist_ok=True)
@@ -234,6 +263,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             compile_self_test(out, env)
         import_fresh(package)
         list_kernels(package)
+        if args.table is not None:
+            write_table(args.table, package)
     except BuildError as error:
         print(error, file=sys.stderr)
         return 1

@@ -4,66 +4,21 @@ from __future__ import annotations
 
 import gc
 import sys
-import time
 from pathlib import Path
 
 import pytest
 import torch
+from bench_stand_ins import CudaOnCpu
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))
 
 from benchmarks import bench_cells, csv_rows, devices, machine, plan, plot
-from benchmarks.devices import DEVICES, Cuda
+from benchmarks.devices import DEVICES
 from benchmarks.equality import Problem
 from benchmarks.providers import CELLS, PROVIDERS, Provider
 from benchmarks.shapes import Shape
-from benchmarks.timing import Contender, EventTimer
 
 RUN = "--device cuda --cells lstm --shape 20,8,33,17 --seconds 0.02 --threads 1"
-
-
-class WallEvent:
-    """An event of a device that has done its work when a call returns."""
-
-    def record(self) -> None:
-        self.time = time.perf_counter()
-
-    def synchronize(self) -> None:
-        pass
-
-    def elapsed_time(self, end: WallEvent) -> float:
-        return 1e3 * (end.time - self.time)
-
-
-class CudaOnCpu(Cuda):
-    """Cuda, with what asks the GPU or its driver answered here."""
-
-    def __init__(self) -> None:
-        super().__init__("cpu", WallEvent, lambda: None, matmul_size=32)
-        self.flags = []
-
-    def timer(self) -> EventTimer:
-        return EventTimer(WallEvent, min_seconds=0.001)
-
-    def why_unusable(self) -> None:
-        return None
-
-    def conditions(self) -> dict[str, str]:
-        found = {**machine.environment("cpu"), "device": "GPU", "driver": "1.2"}
-        del found["tf32"]
-        return found
-
-    def clock_mhz(self) -> str:
-        return "1980"
-
-    def kernel_times(self, contender: Contender) -> list[tuple[str, float]]:
-        contender.prepare()
-        contender.run()
-        self.flags.append(torch.backends.cudnn.allow_tf32)
-        return [("void cell<4>(int)", 3.0), ("gemm", 1.0)]
-
-    def checked_shape(self, shape: Shape, gates: int) -> Shape:
-        return shape._replace(T=min(shape.T, 12))
 
 
 @pytest.fixture(autouse=True)
@@ -200,6 +155,24 @@ def test_interrupt_keeps_what_was_measured(fake_cuda, tmp_path: Path, monkeypatc
     assert len(csv_rows.read_rows(path)) == 1
     assert picture.read_bytes().startswith(b"\x89PNG")
     assert "interrupted: 1 rows measured" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("asked", ["", "grid:16x4x8x1"])
+def test_kernel_that_is_asked_for_is_a_condition(
+    fake_cuda, asked: str, tmp_path: Path, monkeypatch, capsys
+) -> None:
+    """No row of a forced run passes for one of the default."""
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "GPU")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
+    monkeypatch.setenv("FASTLSTM_CUDA_KERNEL", asked)
+    kernel = asked or "auto"
+    assert machine.environment("cuda")["wanted_kernel"] == kernel
+    assert machine.environment("cpu")["wanted_kernel"] == "none"
+    path = tmp_path / "rows.csv"
+    assert bench_cells.main([*RUN.split(), "--mode", "infer", "--csv", str(path)]) == 0
+    (row,) = csv_rows.read_rows(path)
+    assert row["wanted_kernel"] == kernel
+    assert f"wanted_kernel {kernel}" in capsys.readouterr().out.splitlines()[0]
 
 
 def plant(monkeypatch, change) -> None:

@@ -15,16 +15,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import simt_selftest
+from bench_stand_ins import answer, make_place
 from numpy.typing import NDArray
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))
 
 from benchmarks import bench_exchange, gpu_check, gpu_phases
-from benchmarks.exchange import expected, native, process, rows
+from benchmarks.exchange import expected, native, process
 from benchmarks.exchange.native import Library, Problem, WrongNumbersError
 from benchmarks.exchange.plan import CLUSTER_SHARED_BYTES, PLAN
-from benchmarks.gpu_phases import Result, Workplace
-from benchmarks.processes import Finished
+from benchmarks.gpu_workplace import Result
 
 ROOT = Path(__file__).resolve().parents[1]
 NVCC = native.find_nvcc()
@@ -400,52 +400,27 @@ def test_no_gpu_is_one_line_and_code_2(monkeypatch, capsys) -> None:
     assert "needs a GPU and nvcc: torch " in capsys.readouterr().err
 
 
-def test_row_with_an_unknown_field_is_refused(tmp_path: Path) -> None:
-    path = tmp_path / "rows.csv"
-    rows.append_rows(path, [{"scheme": "flag", "us": "1.0"}])
-    before = path.read_text()
-    with pytest.raises(ValueError, match="colour"):
-        rows.append_rows(path, [{"colour": "blue"}])
-    assert path.read_text() == before
-    assert [path.name for path in tmp_path.iterdir()] == ["rows.csv"]
-
-
 # The phase of gpu_check.py.
 
 
-@pytest.fixture
-def place(tmp_path: Path) -> Workplace:
-    """A workplace without an extension."""
-    csv_path = tmp_path / "cells_h100.csv"
-    return Workplace((9, 0), tmp_path / "build", tmp_path, csv_path, tmp_path / "a.png", 0.3, {})
-
-
-def test_phase_needs_no_extension_and_keeps_its_rows(place: Workplace, monkeypatch) -> None:
-    asked = []
-
-    def run_logged(command, log, seconds, **options) -> Finished:
-        asked.append((command, seconds))
-        log.write_text("table\n\n9 rows measured, 0 red\n")
-        return Finished(code, 2.0, log)
-
-    monkeypatch.setattr(gpu_phases, "run_logged", run_logged)
-    code = 0
+def test_phase_needs_no_extension_and_keeps_its_rows(tmp_path: Path, monkeypatch) -> None:
+    place = make_place(tmp_path)
+    place.extension.unlink()
+    commands = answer(monkeypatch, {"exchange": (0, "table\n\n9 rows measured, 0 red\n")})
     result = gpu_phases.run_phase("exchange", place, 60)
     assert result == Result("green", "9 rows measured, 0 red")
-    ((command, seconds),) = asked
-    args = bench_exchange.build_parser().parse_args(command[2:])
-    assert (args.budget, seconds) == (55.0, 60)
+    args = bench_exchange.build_parser().parse_args(commands.asked["exchange"].arguments[2:])
+    assert (args.budget, commands.seconds["exchange"]) == (55.0, 60)
     assert args.csv == place.csv.with_name("exchange_h100.csv")
     assert args.build == place.build / "exchange"
-    code = 1
+    answer(monkeypatch, {"exchange": (1, "9 rows measured, 1 red\n")})
     assert gpu_phases.run_phase("exchange", place, 60).state == "red"
     assert gpu_phases.run_phase("exchange", place, 4).state == "skipped"
 
 
 def test_phase_is_one_of_the_default_ones_before_the_benchmark() -> None:
     phases = gpu_check.build_parser().parse_args([]).phases
-    assert phases.index("exchange") == phases.index("bench") - 1
-    assert gpu_check.LIMITS["exchange"] == 60
+    assert phases.index("exchange") < phases.index("methods") < phases.index("bench")
 
 
 # For GPUs.

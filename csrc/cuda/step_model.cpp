@@ -35,9 +35,9 @@ constexpr double kMemoryBytes = 13;   // 3 TB/s over 132
 // of 2 it was 3.27 TB/s; of larger ones nothing is known.
 constexpr double kClusterBytes = 11;
 
-// Of kTf32x3, to take the operands of an mma apart and to add up what comes of it: some 26
-// instructions of a warp, of which there are four a clock. An estimate.
-constexpr double kTakeApart = 6.5;
+// Of kTf32x3, to take the operands of an mma apart and to add up what comes of it: some 46
+// instructions of a warp, of which there are four a clock: counted in the code.
+constexpr double kTakeApart = 11.5;
 
 // A cell: for each gate exp and 1 / x, of which there are 16 a clock, and some ten instructions, of
 // 128 a clock. And what one takes from begin to end. Estimates.
