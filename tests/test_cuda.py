@@ -343,8 +343,9 @@ def test_token_out_of_range(dev: Device) -> None:
         module(torch.tensor([[0, 1], [3, 2]]))
 
 
-def test_input_projected_in_several_chunks() -> None:
+def test_input_projected_in_several_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     """A batch whose gates take 18 MB, and its halves, which are one chunk of 16 MB each."""
+    monkeypatch.setenv("FASTLSTM_CUDA_KERNEL", "stepwise")
     module = fastlstm.LSTM(1, 64, bidirectional=True).requires_grad_(False)
     x = torch.randn(68, 256, 1)
     with device("simt"):
