@@ -218,6 +218,14 @@ def test_as_many_threads_as_fit_on_an_h100(machine: Library) -> None:
     np.testing.assert_array_equal(out[STEPS % 2], np.roll(x, -STEPS, 1) + STEPS)
 
 
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="needs Linux's /proc/self/maps")
+def test_a_large_launch_leaves_room_for_other_libraries() -> None:
+    x = integers(4, 33 * 256)
+    simt_selftest.emulator().run("full_ping_pong", x, np.zeros((2, *x.shape), np.float32))
+    maps = Path("/proc/self/maps").read_text().splitlines()
+    assert len(maps) < 32768, "half of vm.max_map_count"
+
+
 def max_active(machine: Library, cluster_size: int, threads: int = 32, shared: int = 256) -> int:
     return machine.max_active(cluster_size, threads, ctypes.c_size_t(shared))
 

@@ -22,7 +22,7 @@ class BlockBwd {
   static constexpr int kOctets = kShape.octets;
 
   using Params = SequenceBwd<S>;
-  static constexpr int kQueueBytes = kQueuedSteps * kTileRows * sizeof(BwdRow);
+  static constexpr int kQueueBytes = kQueueSteps * kRowTile * sizeof(BwdRow);
 
   FASTLSTM_HOST_DEVICE static BlockLayout<S> layout(int64_t H) {
     return {8 * kOctets, kOctets, kShape.register_blocks, H, kGates * H};
@@ -33,7 +33,7 @@ class BlockBwd {
         d_(p.direction[blockIdx.y]),
         H_(static_cast<int>(p.rows.H)),
         layout_(layout(H_)),
-        queue_(layout_.queue(), kTileRows),
+        queue_(layout_.queue(), kRowTile),
         steps_(p, d_, first_row()) {}
 
   FASTLSTM_DEVICE void operator()() {
@@ -75,7 +75,7 @@ class BlockBwd {
     V state_before[kOctets][kLaneRows];
   };
 
-  FASTLSTM_DEVICE static int64_t first_row() { return int64_t{blockIdx.x} * kTileRows; }
+  FASTLSTM_DEVICE static int64_t first_row() { return int64_t{blockIdx.x} * kRowTile; }
 
   // Octets of units and rows of the lane.
   template <class F>

@@ -21,7 +21,7 @@ class BlockFwd {
   static constexpr BlockShape kShape = fwd_shape<S>(kGates, kShapeIndex);
   static constexpr int kOctets = kGates * kShape.octets;  // of rows of W_hh in a warp
   using Params = SequenceFwd<S>;
-  static constexpr int kQueueBytes = kQueuedSteps * kTileRows * sizeof(FwdRow);
+  static constexpr int kQueueBytes = kQueueSteps * kRowTile * sizeof(FwdRow);
 
   FASTLSTM_HOST_DEVICE static BlockLayout<S> layout(int64_t H) {
     return {8 * kShape.octets, kOctets, kShape.register_blocks, H, H};
@@ -32,7 +32,7 @@ class BlockFwd {
         d_(p.direction[blockIdx.y]),
         H_(static_cast<int>(p.rows.H)),
         layout_(layout(H_)),
-        queue_(layout_.queue(), kTileRows),
+        queue_(layout_.queue(), kRowTile),
         steps_(p, d_, first_row()) {}
 
   FASTLSTM_DEVICE void operator()() {
@@ -70,7 +70,7 @@ class BlockFwd {
     }
   };
 
-  FASTLSTM_DEVICE static int64_t first_row() { return int64_t{blockIdx.x} * kTileRows; }
+  FASTLSTM_DEVICE static int64_t first_row() { return int64_t{blockIdx.x} * kRowTile; }
   // Octets of units and rows of the lane.
   template <class F>
   FASTLSTM_DEVICE static void for_each_cell(F&& f) {

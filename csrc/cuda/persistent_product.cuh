@@ -17,7 +17,6 @@ namespace cuda {
 
 using device::Word4;
 
-constexpr int kTileRows = 8;  // n of mma
 constexpr int kLaneRows = 2;  // of them, 2 p and 2 p + 1, are a lane's columns of D
 constexpr int kBlockWords = 16, kChunkWords = 4;
 
@@ -82,9 +81,6 @@ FASTLSTM_HOST_DEVICE int blocks_of(int64_t K) {
   constexpr int kPerBlock = kBlockWords * Operand<S>::kPerWord;
   return static_cast<int>((K + kPerBlock - 1) / kPerBlock);
 }
-
-// Words of a row of X, in shared memory: whole rows of the 32 banks.
-FASTLSTM_HOST_DEVICE int row_words_of(int blocks) { return (blocks + 1) / 2 * 2 * kBlockWords; }
 
 // X in shared memory. The chunks of 16 bytes of each row are permuted, so that no banks conflict:
 // neither for the 8 lanes that load at a time, chunks p of rows 2 i and 2 i + 1, nor for the warp

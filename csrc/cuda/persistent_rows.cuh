@@ -148,9 +148,7 @@ class BwdSteps {
 
 // What is known of the rows of coming steps, in shared memory: some threads look it up, one a row,
 // while all others compute. Beside registers it saves waiting for one load after the other.
-constexpr int kQueuedSteps = 4;
-static_assert(kQueuedSteps == kQueueSteps && sizeof(FwdRow) == kQueueRowBytes &&
-                  sizeof(BwdRow) == kQueueRowBytes,
+static_assert(sizeof(FwdRow) == kQueueRowBytes && sizeof(BwdRow) == kQueueRowBytes,
               "what group_layout.h keeps for a queue");
 
 template <class Row>
@@ -166,7 +164,7 @@ class RowQueue {
   FASTLSTM_DEVICE const Row& at(int64_t s, int row) const { return slot(s)[row]; }
 
  private:
-  FASTLSTM_DEVICE Row* slot(int64_t s) const { return rows_ + s % kQueuedSteps * row_count_; }
+  FASTLSTM_DEVICE Row* slot(int64_t s) const { return rows_ + s % kQueueSteps * row_count_; }
   Row* rows_;
   const int row_count_;
 };

@@ -68,10 +68,10 @@ struct BlockLayout {
       : threads(32 * static_cast<int>((H + units - 1) / units)), blocks(blocks_of<S>(K)) {
     const int shared_blocks = blocks > register_blocks ? blocks - register_blocks : 0;
     matrix_words = (shared_blocks > 0 ? shared_blocks : 1) * octets * threads * kChunkWords;
-    row_words = row_words_of(register_blocks + shared_blocks);
+    row_words = padded_row_bytes(register_blocks + shared_blocks) / 4;
   }
 
-  FASTLSTM_HOST_DEVICE int tile_words() const { return kTileRows * row_words; }
+  FASTLSTM_HOST_DEVICE int tile_words() const { return kRowTile * row_words; }
   FASTLSTM_HOST_DEVICE size_t words() const { return matrix_words + size_t{2} * tile_words(); }
 
   FASTLSTM_DEVICE Word4* matrix() const { return device::shared_memory<Word4>(); }

@@ -36,7 +36,7 @@ constexpr double kMemoryBytes = 13;   // 3 TB/s over 132
 constexpr double kClusterBytes = 11;
 
 // Of kTf32x3, to take the operands of an mma apart and to add up what comes of it: some 46
-// instructions of a warp, of which there are four a clock: counted in the code.
+// instructions of a warp, of which there are four a clock. An estimate.
 constexpr double kTakeApart = 11.5;
 
 // A cell: for each gate exp and 1 / x, of which there are 16 a clock, and some ten instructions, of

@@ -22,10 +22,10 @@ std::mt19937_64 random_bits;
 namespace {
 
 constexpr size_t kStackBytes = 64 * 1024;
-// A stack with a guard page of its own takes two of the system's mappings (vm.max_map_count:
-// 65530). Those beyond share one, so that a launch of 132 blocks of 256 threads, an H100 full,
-// finds room.
-constexpr size_t kGuardedStacks = 24 * 1024, kStacksOfGuard = 64;
+// A stack with a guard page of its own takes two of the system's mappings, of which a process has
+// 65530 (vm.max_map_count), also one that loads several libraries with an emulator in each. Stacks
+// beyond the first share a guard and are given back when their launch ends.
+constexpr size_t kGuardedStacks = 4 * 1024, kStacksOfGuard = 64;
 constexpr int kResidentClusters = 4;  // at most, of a launch that asks for no more
 
 int64_t spin_limit = 10'000'000;
@@ -41,6 +41,7 @@ const LaunchSpec* spec = nullptr;
 Context scheduler;
 std::vector<Fiber*> ready;
 std::vector<void*> stacks;  // free ones
+std::vector<Region> stack_regions;
 size_t mapped_stacks = 0;
 std::vector<Region> shared_regions;
 std::string error;
@@ -60,7 +61,8 @@ std::string text(uint3 v) {
 void map_stacks() {
   const size_t count = mapped_stacks < kGuardedStacks ? 1 : kStacksOfGuard;
   try {
-    char* first = map_region(nullptr, count * kStackBytes).data;
+    stack_regions.push_back(map_region(nullptr, count * kStackBytes));
+    char* first = stack_regions.back().data;
     for (size_t i = 0; i < count; ++i) stacks.push_back(first + i * kStackBytes);
   } catch (const std::bad_alloc&) {
     throw std::runtime_error(
@@ -76,6 +78,17 @@ void* new_stack() {
   stacks.pop_back();
   return stack;
 }
+
+// Once no thread is left, whether its launch came to an end or not.
+struct StacksGivenBack {
+  ~StacksGivenBack() {
+    if (mapped_stacks <= kGuardedStacks && stacks.size() == mapped_stacks) return;
+    for (const Region& region : stack_regions) unmap_region(region);
+    stack_regions.clear();
+    stacks.clear();
+    mapped_stacks = 0;
+  }
+};
 
 Region new_shared() {
   if (!shared_regions.empty() && shared_regions.back().bytes != spec->shared_bytes) {
@@ -353,6 +366,7 @@ std::string run_blocks(const LaunchSpec& launch) {
   ready.clear();
   vain_looks = 0;
   {
+    StacksGivenBack stacks_given_back;
     FaultHandler handler;
     run_all();
   }
