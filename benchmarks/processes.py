@@ -81,7 +81,13 @@ def started(command: Command) -> subprocess.Popen:
             # A session of its own: compilers and sanitizers start processes that must end as well,
             # and an interrupt from the keyboard reaches this process first.
             start_new_session=True,
+            preexec_fn=heed_interrupts,
         )
+
+
+def heed_interrupts() -> None:
+    """What a shell runs in the background ignores interrupts, and so would what that starts."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def stop(processes: Sequence[subprocess.Popen]) -> None:

@@ -8,9 +8,6 @@
 namespace py = pybind11;
 
 namespace fastlstm {
-namespace {
-
-using OptionalTensor = std::optional<Tensor>;
 
 CellKind cell_kind(const std::string& mode) {
   for (int kind = 0; kind < kNumCells; ++kind) {
@@ -18,6 +15,10 @@ CellKind cell_kind(const std::string& mode) {
   }
   TORCH_CHECK_VALUE(false, "mode must be LSTM, GRU, RNN_TANH or RNN_RELU, got ", mode);
 }
+
+namespace {
+
+using OptionalTensor = std::optional<Tensor>;
 
 // An absent tensor is None in Python.
 OptionalTensor present(const Tensor& t) { return t.defined() ? OptionalTensor(t) : std::nullopt; }

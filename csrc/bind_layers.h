@@ -2,7 +2,14 @@
 
 #include <torch/csrc/utils/pybind.h>
 
+#include <string>
+
+#include "cells/kinds.h"
+
 namespace fastlstm {
+
+// "LSTM", "GRU", "RNN_TANH" or "RNN_RELU". Throws ValueError for another word.
+CellKind cell_kind(const std::string& mode);
 
 // layer_fwd, layer_bwd, cell_fwd and cell_bwd.
 void bind_layers(pybind11::module_& m);

@@ -8,6 +8,9 @@
 #include "bind_layers.h"
 #include "cpu/dispatch.h"
 #include "cpu/schedule.h"
+#ifdef FASTLSTM_CUDA
+#include "cuda/bind_choice.h"
+#endif
 
 // Set by setup.py where there are CUDA kernels.
 #ifndef FASTLSTM_CUDA_ARCHS
@@ -95,6 +98,9 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   m.def(
       "cuda_arch_list", [] { return FASTLSTM_CUDA_ARCHS; },
       "GPU architectures of the CUDA kernels, \"\" without any");
+#ifdef FASTLSTM_CUDA
+  cuda::bind_choice(m);
+#endif
   m.def("capabilities", &cpu::capabilities, "Every instruction set that can run here, best first");
   m.def("schedule", &schedule, "Shares of the recurrence, one list a thread", py::arg("batch_size"),
         py::arg("hidden_size"), py::arg("gates"), py::arg("num_directions"), py::arg("ragged"),

@@ -1,7 +1,7 @@
 from collections.abc import Sequence
 from typing import TypedDict
 
-from torch import Tensor
+from torch import Tensor, dtype
 
 class Share(TypedDict):
     direction: int
@@ -78,6 +78,31 @@ def cell_bwd(
     needs_weights: bool,
 ) -> tuple[Tensor | None, ...]: ...
 def cpu_capability() -> str: ...
+def cuda_arch_list() -> str: ...
+
+class CudaChoice(TypedDict):
+    method: str
+    units: int
+    blocks: int
+    rows: int
+    groups: int
+    shared_bytes: int
+    step_us: float
+
+# In builds with CUDA alone.
+def cuda_choice(
+    *,
+    mode: str,
+    backward: bool,
+    T: int,
+    N: int,
+    H: int,
+    dtype: dtype,
+    directions: int = 1,
+    tf32: bool | None = None,
+    projected: bool = False,
+    wanted: str | None = None,
+) -> CudaChoice: ...
 def capabilities() -> list[str]: ...
 def schedule(
     batch_size: int,

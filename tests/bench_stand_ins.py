@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import os
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
 
-sys.path.append(str(Path(__file__).resolve().parents[1]))
-
 from benchmarks import gpu_phases, gpu_workplace, kernel_choice, machine
 from benchmarks.devices import Cuda
 from benchmarks.gpu_workplace import Workplace
+from benchmarks.methods.jobs import Job
 from benchmarks.processes import Command, Finished
 from benchmarks.shapes import Shape
 from benchmarks.timing import Contender, EventTimer
@@ -62,6 +60,12 @@ class CudaOnCpu(Cuda):
 
     def checked_shape(self, shape: Shape, gates: int) -> Shape:
         return shape._replace(T=min(shape.T, 12))
+
+
+def make_job(**settings) -> Job:
+    """An LSTM without gradients on an H100, timed for a moment."""
+    short = dict(cell="lstm", mode="infer", forward="auto", multiprocessors=132, seconds=0.01)
+    return Job(**short, **settings)
 
 
 class Commands:

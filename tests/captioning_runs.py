@@ -1,9 +1,17 @@
-"""Models and runs of examples/captioning for its tests: small ones, and what they leave."""
+"""Small models and runs of examples/captioning for its tests, and the fixtures that make them.
 
-import json
+A test module takes a fixture by giving it its name: ``run = captioning_runs.run``.
+"""
 
+import functools
+import shutil
+from pathlib import Path
+
+import example_runs
+import pytest
 import torch
 
+from examples.captioning import report
 from examples.captioning.__main__ import main
 from examples.captioning.config import Config
 from examples.captioning.model import Captioner
@@ -27,8 +35,30 @@ def train(out, *more):
     return main(["train", "--out", str(out), *SMALL, *map(str, more)])
 
 
-def metrics_of(out):
-    return json.loads((out / "metrics.json").read_text())
+assert_refused = functools.partial(example_runs.assert_refused, main)
+
+
+@pytest.fixture(autouse=True)
+def one_picture_with_attention(monkeypatch):
+    """Drawing eight takes longer than everything else in these runs."""
+    monkeypatch.setattr(report, "ATTENDED", 1)
+
+
+@functools.cache
+def finished_run(session):
+    """One for all modules: they have the folder of the session in common.
+
+    Long enough to name shapes, or there would be nothing to point at.
+    """
+    out = session / "captioning"
+    assert train(out, "--steps", 60, "--lr", 0.01, "--eval-every", 6) == 0
+    return out
+
+
+@pytest.fixture
+def run(one_picture_with_attention, tmp_path_factory, tmp_path):
+    """A run of 60 steps with attention, to do with as one likes."""
+    return Path(shutil.copytree(finished_run(tmp_path_factory.getbasetemp()), tmp_path / "run"))
 
 
 def make_model(*, vocab_size: int = V, seed: int = 0, scale: float = 1.0, **settings) -> Captioner:

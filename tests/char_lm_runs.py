@@ -1,17 +1,19 @@
-"""Runs of examples/char_lm for its tests: small ones, and what they leave."""
+"""Small runs of examples/char_lm for its tests, and the fixtures that make them.
+
+A test module takes a fixture by giving it its name: ``run = char_lm_runs.run``.
+"""
 
 import contextlib
-import json
+import functools
 import random
+import shutil
 from pathlib import Path
 
+import example_runs
 import pytest
-import torch
 
 from examples.char_lm.__main__ import main
 from examples.char_lm.trainer import Trainer
-
-ROOT = Path(__file__).resolve().parent.parent
 
 backends = pytest.mark.parametrize("backend", ["torch", "fastlstm"])
 SMALL = [
@@ -32,20 +34,24 @@ def train(text, out, *more, backend="torch"):
     return main([*arguments, *SMALL, *map(str, more)])
 
 
-def load(path):
-    return torch.load(path, weights_only=True)
+@pytest.fixture
+def text(tmp_path):
+    return write_words(tmp_path / "text.txt")
 
 
-def metrics_of(out):
-    return json.loads((out / "metrics.json").read_text())
+@functools.cache
+def finished_run(session):
+    """One for all modules: they have the folder of the session in common."""
+    folder = session / "char_lm"
+    folder.mkdir()
+    assert train(write_words(folder / "text.txt"), folder / "run", "--steps", 20) == 0
+    return folder / "run"
 
 
-def contents(directory):
-    return {
-        path: (path.stat().st_mtime_ns, path.read_bytes())
-        for path in sorted(directory.rglob("*"))
-        if path.is_file()
-    }
+@pytest.fixture
+def run(tmp_path_factory, tmp_path):
+    """A run of 20 steps, to do with as one likes."""
+    return Path(shutil.copytree(finished_run(tmp_path_factory.getbasetemp()), tmp_path / "run"))
 
 
 @contextlib.contextmanager
@@ -61,24 +67,4 @@ def stopping_when(monkeypatch, condition):
         yield
 
 
-def assert_same_run(first, second):
-    """Everything in two checkpoints that does not measure time is equal, to the last bit."""
-    one, two = load(first / "checkpoint.pt"), load(second / "checkpoint.pt")
-    timings = {"seconds", "step_seconds", "chars_per_second"}
-
-    def compare(a, b, where):
-        assert type(a) is type(b), where
-        if isinstance(a, dict):
-            assert a.keys() == b.keys(), where
-            for key in a.keys() - timings:
-                compare(a[key], b[key], f"{where}.{key}")
-        elif isinstance(a, list):
-            assert len(a) == len(b), where
-            for number, pair in enumerate(zip(a, b, strict=True)):
-                compare(*pair, f"{where}[{number}]")
-        elif isinstance(a, torch.Tensor):
-            assert torch.equal(a, b), where
-        else:
-            assert a == b, where
-
-    compare(one, two, "checkpoint")
+assert_refused = functools.partial(example_runs.assert_refused, main)

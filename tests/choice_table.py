@@ -6,7 +6,9 @@ PYTHONPATH=. python tests/choice_table.py
 from collections.abc import Iterator
 from itertools import product
 
-from test_heuristics import DTYPES, GATES, H100, KIB, Choice, Device, Dtype, Problem, choose
+import simt_extension
+import torch
+from choosing import H100, KIB, Choice, native
 
 from benchmarks.shapes import GRIDS
 
@@ -19,23 +21,20 @@ def text(choice: Choice) -> str:
     return f"{choice.method} | {plan} | {choice.shared_bytes / KIB:.0f} | {choice.step_us:.2f}"
 
 
-# Input projections, float32, of the steps of a launch: kPersistentChunkBytes of layer_fwd.cpp.
-LAUNCH_BYTES = 128 * KIB * KIB
-
-
-def table(device: Device, cell: str, dtype: Dtype) -> Iterator[str]:
+def table(mode: str, dtype: torch.dtype, tf32: bool) -> Iterator[str]:
+    simt = simt_extension.load()
+    simt.set_device(native(H100))
     yield "| T, N, H | pass | method | units x blocks | rows | groups | KiB | us a step |"
     yield "|---" * 8 + "|"
-    for shape, backward in product(GRIDS["gpu"], (False, True)):
-        of_step = 4 * GATES[cell] * shape.N * shape.H
-        steps = shape.T if backward else min(shape.T, LAUNCH_BYTES // of_step)
-        problem = Problem(shape.H, shape.N, steps, cell, dtype, backward)
-        sizes = "" if backward else f"{shape.T}, {shape.N}, {shape.H}"
-        name = "backward" if backward else "forward"
-        yield f"| {sizes} | {name} | {text(choose(problem, device))} |"
+    for (T, N, _, H), backward in product(GRIDS["gpu"], (False, True)):
+        choice = simt.cuda_choice(
+            mode=mode, backward=backward, T=T, N=N, H=H, dtype=dtype, tf32=tf32, wanted="auto"
+        )
+        sizes, name = ("", "backward") if backward else (f"{T}, {N}, {H}", "forward")
+        yield f"| {sizes} | {name} | {text(Choice(**choice))} |"
 
 
 if __name__ == "__main__":
-    for dtype in ("bf16", "tf32"):
-        print(f"\nLSTM, {dtype}, H100\n")
-        print("\n".join(table(H100, "LSTM", DTYPES[dtype])))
+    for dtype, name in ((torch.bfloat16, "bf16"), (torch.float32, "tf32")):
+        print(f"\nLSTM, {name}, H100\n")
+        print("\n".join(table("LSTM", dtype, tf32=True)))

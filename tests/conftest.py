@@ -1,9 +1,14 @@
 import os
+import sys
+from pathlib import Path
 
 import pytest
 import torch
 
 import fastlstm
+
+# benchmarks and examples are found here. Last, so that fastlstm is the installed one.
+sys.path.append(str(Path(__file__).resolve().parents[1]))
 
 # torch.testing's modules (the module database, opcheck) call it when they are imported, and no test
 # after that could change a switch such as torch.backends.mkldnn.enabled.

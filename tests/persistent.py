@@ -8,7 +8,6 @@ They are held to the rule of every test. TF32 has no torch.nn on a CPU: there th
 single step under TF32 set the error allowed.
 """
 
-import contextlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from types import ModuleType
@@ -18,16 +17,8 @@ import pytest
 import simt_extension
 import torch
 from cuda_devices import Device, device
-from helpers import (
-    MODES,
-    Case,
-    Solver,
-    Values,
-    assert_parity,
-    ours,
-    solve,
-    theirs,
-)
+from error_rule import assert_parity
+from helpers import Case, Solver, Values, ours, solve, theirs
 
 # Two tiles of eight rows, the second of one row. Of two blocks of 16 units the second has one unit.
 PADDED = Case(4, 9, 3, 17)
@@ -77,24 +68,26 @@ class Kernels:
 
     def choice(self, word: str, case: Case, numbers: Numbers, *, backward: bool) -> dict:
         """What is taken for ``case``: the method and its plan."""
-        problem = {"cell": MODES.index(case.mode), "backward": backward, "H": case.H}
-        problem |= {"element_bytes": numbers.dtype.itemsize, "tf32": numbers.tf32}
-        return self.simt.choose(
-            **problem,
+        return self.simt.cuda_choice(
+            mode=case.mode,
+            backward=backward,
             T=case.T,
             N=case.N,
+            H=case.H,
             directions=case.directions,
-            is_bfloat16=numbers.dtype == torch.bfloat16,
-            projected=case.proj_size > 0,
-            block_shared_bytes=self.simt.block_shared_bytes(**problem),
-            device=self.simt.device_properties(),
+            dtype=numbers.dtype,
+            tf32=numbers.tf32,
             wanted=word,
+            projected=case.proj_size > 0,
         )
 
 
-@contextlib.contextmanager
-def emulated_kernels() -> Iterator[Kernels]:
-    """On an H100, which later calls of simt.set_device replace."""
+@pytest.fixture
+def kernels() -> Iterator[Kernels]:
+    """On an H100, which later calls of simt.set_device replace.
+
+    A test module takes this fixture by giving it its name.
+    """
     with pytest.MonkeyPatch.context() as patch, device("simt") as dev:
 
         def through(word: str) -> Solver:

@@ -13,8 +13,6 @@ import pytest
 import torch
 from torch import nn
 
-sys.path.append(str(Path(__file__).resolve().parents[1]))
-
 from benchmarks import bench_cells, cli, csv_rows, layers, machine, plot
 from benchmarks.equality import Problem
 from benchmarks.providers import CELLS, PROVIDERS, STEPS, Provider

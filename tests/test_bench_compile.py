@@ -11,9 +11,6 @@ import pytest
 import torch
 
 import fastlstm
-
-sys.path.append(str(Path(__file__).resolve().parents[1]))
-
 from benchmarks import bench_compile, compile_once, csv_rows
 from benchmarks.providers import PROVIDERS, Provider
 

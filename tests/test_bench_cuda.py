@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import gc
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 from bench_stand_ins import CudaOnCpu
-
-sys.path.append(str(Path(__file__).resolve().parents[1]))
 
 from benchmarks import bench_cells, csv_rows, devices, machine, plan, plot
 from benchmarks.devices import DEVICES

@@ -4,14 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import subprocess
-import sys
 import types
-from pathlib import Path
 
 import pytest
 import torch
-
-sys.path.append(str(Path(__file__).resolve().parents[1]))
 
 from benchmarks import csv_rows, machine
 from benchmarks.devices import Cpu, Cuda

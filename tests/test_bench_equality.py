@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import math
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
-
-sys.path.append(str(Path(__file__).resolve().parents[1]))
 
 from benchmarks import bench_cells, bench_tokens, csv_rows, equality
 from benchmarks.equality import Problem

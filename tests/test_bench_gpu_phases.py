@@ -11,8 +11,6 @@ from pathlib import Path
 import pytest
 from bench_stand_ins import Commands, answer, make_place
 
-sys.path.append(str(Path(__file__).resolve().parents[1]))
-
 from benchmarks import bench_cells, bench_methods, gpu_phases, gpu_smoke, processes
 from benchmarks.gpu_workplace import Result, Workplace, merged
 from benchmarks.kernel_choice import METHODS

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -10,8 +9,6 @@ import pytest
 import torch
 from bench_stand_ins import CudaOnCpu, answer, make_place
 from cuda_devices import device
-
-sys.path.append(str(Path(__file__).resolve().parents[1]))
 
 from benchmarks import csv_rows, gpu_phases, gpu_profile, profile_call
 from benchmarks.gpu_workplace import Workplace

@@ -2,18 +2,12 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
 import pytest
+import simt_extension
 import torch
 from cuda_devices import device
-from simt_choice import cuda_choice
 
 import fastlstm
-
-sys.path.append(str(Path(__file__).resolve().parents[1]))
-
 from benchmarks import gpu_smoke
 from benchmarks.kernel_choice import METHODS, PERSISTENT, method_of
 from benchmarks.methods.choices import MODES
@@ -35,14 +29,14 @@ def test_every_kernel_of_a_method(method: str) -> None:
     for call in gpu_smoke.calls(method):
         assert method_of(call.word) == method
         for backward in (False, True):
-            found = cuda_choice(
+            found = simt_extension.load().cuda_choice(
                 mode=MODES[call.cell.name],
                 backward=backward,
                 T=call.shape.T,
                 N=call.shape.N,
                 H=call.shape.H,
                 directions=2 if call.ragged else 1,
-                dtype=str(call.dtype).removeprefix("torch."),
+                dtype=call.dtype,
                 tf32=call.tf32,
                 wanted=call.word,
             )
@@ -92,6 +86,7 @@ def test_number_that_is_not_finite_is_wrong(monkeypatch, capsys) -> None:
 def test_kernels_are_those_that_are_asked_for(method: str, monkeypatch) -> None:
     """On the emulator, where a build that says so is found out if it computes step by step."""
     call = next(c for c in gpu_smoke.calls(method) if c.ragged and c.dtype == torch.bfloat16)
+    cuda_choice = simt_extension.load().cuda_choice
     monkeypatch.setattr(fastlstm._C, "cuda_choice", cuda_choice, raising=False)
     with device("simt"):
         assert all(t.isfinite().all() for t in call.run("cpu"))

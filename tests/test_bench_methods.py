@@ -10,9 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from bench_stand_ins import CudaOnCpu
-
-sys.path.append(str(Path(__file__).resolve().parents[1]))
+from bench_stand_ins import CudaOnCpu, make_job
 
 from benchmarks import bench_methods, csv_files
 from benchmarks.bench_methods import Run
@@ -22,16 +20,8 @@ from benchmarks.methods.jobs import Job, LostError, Measurement
 from benchmarks.methods.process import Worker, WorkerLostError
 from benchmarks.shapes import GRIDS, Shape
 
-JOB = Job(
-    cell="lstm",
-    mode="infer",
-    dtype="bfloat16",
-    tf32=None,
-    shape=Shape(4, 2, 3, 5),
-    forward="auto",
-    methods=("auto", "block", "grid"),
-    multiprocessors=132,
-    seconds=0.01,
+JOB = make_job(
+    dtype="bfloat16", tf32=None, shape=Shape(4, 2, 3, 5), methods=("auto", "block", "grid")
 )
 CONDITIONS = {"device": "GPU", "date": "today", "threads": "1"}
 

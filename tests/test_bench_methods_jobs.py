@@ -3,21 +3,16 @@
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
-import simt_choice
+import simt_extension
 import torch
-from bench_stand_ins import CudaOnCpu
+from bench_stand_ins import CudaOnCpu, make_job
 from cuda_devices import device
 
 import fastlstm
-
-sys.path.append(str(Path(__file__).resolve().parents[1]))
-
 from benchmarks import equality, kernel_choice
 from benchmarks.equality import Problem, Verdict
 from benchmarks.methods import choices, jobs, plans, rows
@@ -28,17 +23,7 @@ from benchmarks.shapes import GRIDS, Shape
 from benchmarks.timing import Contender
 
 # Without TF32, which torch.nn does not have on a CPU.
-JOB = Job(
-    cell="lstm",
-    mode="infer",
-    dtype="float32",
-    tf32=False,
-    shape=Shape(2, 3, 2, 20),
-    forward="auto",
-    methods=("auto", "grid"),
-    multiprocessors=132,
-    seconds=0.01,
-)
+JOB = make_job(dtype="float32", tf32=False, shape=Shape(2, 3, 2, 20), methods=("auto", "grid"))
 TRAIN = replace(
     JOB, mode="train", forward="grid:16x2x8x1", methods=("auto", "block", "grid", "cluster")
 )
@@ -59,7 +44,8 @@ def emulator(few_plans) -> Iterator[None]:
 @pytest.fixture
 def told(monkeypatch) -> None:
     """A build that says what it would take."""
-    monkeypatch.setattr(fastlstm._C, "cuda_choice", simt_choice.cuda_choice, raising=False)
+    ask = simt_extension.load().cuda_choice
+    monkeypatch.setattr(fastlstm._C, "cuda_choice", ask, raising=False)
 
 
 # Plans.
@@ -94,14 +80,14 @@ def test_every_word_is_one_that_the_library_knows(shape: Shape) -> None:
     possible = 0
     for method in kernel_choice.PERSISTENT:
         for word in plans.words(method, shape.N, shape.H, 132):
-            found = simt_choice.cuda_choice(
+            found = simt_extension.load().cuda_choice(
                 mode="GRU",
                 backward=False,
                 T=shape.T,
                 N=shape.N,
                 H=shape.H,
                 directions=1,
-                dtype="bfloat16",
+                dtype=torch.bfloat16,
                 tf32=False,
                 wanted=word,
             )

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
-
-sys.path.append(str(Path(__file__).resolve().parents[1]))
 
 from benchmarks import processes
 from benchmarks.processes import Command, Finished, run_together
@@ -38,7 +37,7 @@ def test_command_at_its_limit_may_write_what_it_has_and_is_killed(
     tmp_path: Path, monkeypatch
 ) -> None:
     polite = "import time\ntry: time.sleep(60)\nexcept KeyboardInterrupt: print('kept')"
-    done = python(polite, tmp_path / "log", 1.0)
+    done = python(polite, tmp_path / "log", 2.0)
     assert (done.code, done.last_line()) == (None, "kept")
     monkeypatch.setattr(processes, "GRACE_SECONDS", 0.5)
     # It ignores the interrupt, and has started a process that does so too.
@@ -57,6 +56,7 @@ def test_command_at_its_limit_may_write_what_it_has_and_is_killed(
 def test_interrupt_stops_the_command_and_is_raised_again(tmp_path: Path) -> None:
     code = f"""
 import os, signal, sys, threading
+signal.signal(signal.SIGINT, signal.default_int_handler)
 sys.path.append({str(ROOT)!r})
 from pathlib import Path
 from benchmarks.processes import Command, run_together
@@ -66,7 +66,7 @@ def interrupt():
         pass
     os.kill(os.getpid(), signal.SIGINT)
 threading.Thread(target=interrupt, daemon=True).start()
-child = "import time\\nprint('ready', flush=True)\\ntry: time.sleep(60)\\nexcept KeyboardInterrupt: print('kept')"
+child = "import time\\ntry: print('ready', flush=True); time.sleep(60)\\nexcept KeyboardInterrupt: print('kept')"
 try:
     run_together([Command([sys.executable, "-S", "-c", child], log, os.environ, Path("."))], 50)
 except KeyboardInterrupt:
@@ -95,6 +95,16 @@ sys.exit(int(code))
     done = run_together(commands, 30)
     assert [one.code for one in done] == [0, 7]
     assert [one.last_line() for one in done] == ["a", "b"]
+
+
+def test_command_heeds_interrupts_where_its_parent_does_not(tmp_path: Path) -> None:
+    """As what a shell runs in the background."""
+    polite = "import time\ntry: time.sleep(60)\nexcept KeyboardInterrupt: print('kept')"
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        assert python(polite, tmp_path / "log", 2.0).last_line() == "kept"
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def test_limit_is_that_of_all(tmp_path: Path, monkeypatch) -> None:

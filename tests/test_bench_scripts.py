@@ -11,9 +11,6 @@ import torch
 from torch import nn
 
 import fastlstm
-
-sys.path.append(str(Path(__file__).resolve().parents[1]))
-
 from benchmarks import bench_packed, bench_step, csv_rows, machine, measure
 from benchmarks.bench_packed import COMPARISONS, LENGTHS, PACKED, PADDED, Batch
 from benchmarks.equality import Problem

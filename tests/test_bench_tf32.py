@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import sys
 from collections import Counter
-from pathlib import Path
 
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
-
-sys.path.append(str(Path(__file__).resolve().parents[1]))
 
 from benchmarks import bench_cells, equality, tf32
 from benchmarks.equality import Problem

@@ -3,12 +3,8 @@
 from __future__ import annotations
 
 import gc
-import sys
-from pathlib import Path
 
 import pytest
-
-sys.path.append(str(Path(__file__).resolve().parents[1]))
 
 from benchmarks import timing
 from benchmarks.timing import Contender, measure_pairs, summarise

@@ -3,12 +3,13 @@
 What is asked of every family is in test_persistent_kernels.py.
 """
 
-from collections.abc import Iterator
 from dataclasses import replace
 
+import persistent
 import pytest
 import torch
-from helpers import Case, assert_same, cases
+from error_rule import assert_same
+from helpers import Case, cases
 from persistent import (
     BF16,
     F16,
@@ -18,17 +19,12 @@ from persistent import (
     Kernels,
     Numbers,
     check,
-    emulated_kernels,
     kinds,
     methods_taken,
     solved,
 )
 
-
-@pytest.fixture
-def kernels() -> Iterator[Kernels]:
-    with emulated_kernels() as found:
-        yield found
+kernels = persistent.kernels
 
 
 @kinds({"block": "block"}, "bf16", "tf32")

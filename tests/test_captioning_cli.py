@@ -1,47 +1,25 @@
-"""The program examples/captioning: train, caption, eval, compare, and what can go wrong with them."""
+"""The program examples/captioning: train, caption, eval, compare."""
 
 import json
 import re
-import shutil
 import signal
 import subprocess
 import sys
-from pathlib import Path
 
-import numpy as np
+import captioning_runs
 import pytest
 import torch
-from captioning_runs import SMALL, metrics_of, train
-from char_lm_runs import ROOT, assert_same_run, contents, load
-from PIL import Image
+from captioning_runs import SMALL, assert_refused, train
+from example_runs import ROOT, assert_same_run, load, metrics_of
 
-from examples.captioning import compare, report, scenes
+from examples.captioning import compare
 from examples.captioning.__main__ import main
 from examples.captioning.checkpoint import RUN_FILES
 from examples.captioning.config import Config
 from examples.captioning.trainer import Trainer
 
-
-@pytest.fixture(autouse=True)
-def one_picture_with_attention(monkeypatch):
-    """Drawing eight takes longer than everything else in these runs."""
-    monkeypatch.setattr(report, "ATTENDED", 1)
-
-
-@pytest.fixture(scope="session")
-def finished_run(tmp_path_factory):
-    """Long enough to name shapes, or there would be nothing to point at."""
-    folder = tmp_path_factory.mktemp("captioning") / "run"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(report, "ATTENDED", 1)
-        assert train(folder, "--steps", 60, "--lr", 0.01, "--eval-every", 6) == 0
-    return folder
-
-
-@pytest.fixture
-def run(finished_run, tmp_path):
-    """A run of 60 steps with attention, to do with as one likes."""
-    return Path(shutil.copytree(finished_run, tmp_path / "run"))
+run = captioning_runs.run
+one_picture_with_attention = captioning_runs.one_picture_with_attention
 
 
 def stop_at(monkeypatch, step):
@@ -52,29 +30,6 @@ def stop_at(monkeypatch, step):
         original(self, out, lambda: self.record.step >= step or should_stop())
 
     monkeypatch.setattr(Trainer, "run", stopped)
-
-
-def write_data(folder, count=10, size=40, style="neuraltalk2"):
-    """Pictures of scenes in ``folder`` with a caption file; its path."""
-    examples = scenes.generate(count, 0, size)
-    for number, example in enumerate(examples):
-        Image.fromarray(example.image).save(folder / f"{number}.png")
-    path = folder / "captions.json"
-    if style == "neuraltalk2":
-        entries = [
-            {"file_path": f"{number}.png", "captions": example.captions}
-            for number, example in enumerate(examples)
-        ]
-        path.write_text(json.dumps(entries))
-        return path
-    images = [{"id": 7 * n, "file_name": f"{n}.png"} for n in range(count)]
-    annotations = [
-        {"image_id": 7 * number, "caption": caption}
-        for number, example in enumerate(examples)
-        for caption in example.captions
-    ]
-    path.write_text(json.dumps({"images": images, "annotations": annotations}))
-    return path
 
 
 # Training
@@ -189,106 +144,6 @@ def test_ctrl_c_saves_and_exits_with_0(tmp_path):
     assert load(out / "checkpoint.pt")["progress"]["step"] == steps
 
 
-def test_resume_refuses_another_run(run, tmp_path, capsys):
-    for arguments, word in [
-        ("--hidden 32", "--hidden 32 cannot be changed on --resume: the run has 16"),
-        ("--inject h0", "--inject h0 cannot be changed"),
-        ("--scenes 41", "--scenes"),
-        ("--overwrite", "--overwrite"),
-        ("--out elsewhere", "--out"),
-        ("--steps 30", "is finished (60 steps"),
-    ]:
-        assert_refused(capsys, tmp_path, ["train", "--resume", run, *arguments.split()], word)
-    assert main(["train", "--resume", str(run), "--steps", "62", "--lr", "0.001"]) == 0
-    assert metrics_of(run)["steps"] == 62
-
-
-def test_changed_data_are_refused(tmp_path, capsys):
-    path = write_data(tmp_path)
-    run = tmp_path / "run"
-    assert train(run, "--data", path, "--steps", 3, "--word-threshold", 1) == 0
-    path.write_text(path.read_text().replace("red", "pink").replace("blue", "navy"))
-    words = "have changed"
-    assert_refused(capsys, tmp_path, ["train", "--resume", run, "--steps", 5], words)
-    assert_refused(capsys, tmp_path, ["eval", run], words)
-
-
-# The user's own pictures
-
-
-@pytest.mark.parametrize("style", ["neuraltalk2", "coco"])
-def test_pictures_with_a_caption_file(tmp_path, capsys, style):
-    path, run = write_data(tmp_path, style=style), tmp_path / "run"
-    arguments = ["--data", path, "--steps", 4, "--word-threshold", 1, "--val-fraction", 0.3]
-    assert train(run, *arguments) == 0
-    data = metrics_of(run)["data"]
-    assert (data["train"], data["val"], data["source"]) == (7, 3, "captions.json")
-    assert metrics_of(run)["batch"] == 7 and "pointing" not in metrics_of(run)
-    capsys.readouterr()
-    assert main(["caption", str(run), str(tmp_path / "3.png"), str(tmp_path)]) == 0
-    lines = capsys.readouterr().out.splitlines()
-    assert len(lines) == 11 and lines[0].startswith(f"{tmp_path / '3.png'}\t")
-    assert main(["eval", str(run), "--data", str(path), "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["pictures"] == 10
-
-
-def test_features_instead_of_pictures(tmp_path, capsys):
-    path, run = write_data(tmp_path), tmp_path / "run"
-    features = tmp_path / "features.npz"
-    np.savez(features, np.random.default_rng(0).random((10, 20, 6, 6), dtype=np.float32))
-    arguments = ["--data", path, "--features", features, "--steps", 4, "--grid", 6]
-    assert train(run, *arguments, "--word-threshold", 1) == 0
-    assert metrics_of(run)["config"]["encoder"] is None
-    capsys.readouterr()
-    assert main(["caption", str(run), "--features", str(features), "--beam", "2"]) == 0
-    assert len(capsys.readouterr().out.splitlines()) == 10
-    np.savez(tmp_path / "other.npz", np.zeros((4, 21, 6, 6), np.float32))
-    command = ["caption", run, "--features", tmp_path / "other.npz"]
-    assert_refused(capsys, tmp_path, command, "takes features [20, 6, 6]", "[21, 6, 6]")
-    assert_refused(capsys, tmp_path, ["caption", run, tmp_path / "1.png"], "takes features")
-    for encoder in ("small", "features"):
-        command = ["train", *SMALL, "--encoder", encoder, "--out", tmp_path / "no"]
-        command += ["--data", path, *(["--features", features] if encoder == "small" else [])]
-        assert_refused(capsys, tmp_path, command, f"--encoder {encoder} does not go with")
-
-
-def test_bad_pictures_and_captions_are_left_out_and_counted(tmp_path, capsys):
-    path = write_data(tmp_path)
-    (tmp_path / "2.png").write_bytes((tmp_path / "2.png").read_bytes()[:200])
-    (tmp_path / "3.png").unlink()
-    entries = json.loads(path.read_text())
-    entries[4]["captions"][0] = " ?! "
-    entries[5]["captions"][0] = "one two three " * 9
-    path.write_text(json.dumps(entries))
-    run = tmp_path / "run"
-    arguments = ["--data", path, "--steps", 2, "--word-threshold", 1]
-    assert train(run, *arguments) == 0
-    output = capsys.readouterr().out
-    assert output.count("warning: skipped 1 ") == 3
-    data = metrics_of(run)["data"]
-    counts = ("corrupt_images", "missing_images", "empty_captions", "cut_captions", "cut_words")
-    assert [data[name] for name in counts] == [1, 1, 1, 1, 7] and data["examples"] == 8
-    command = ["train", "--out", tmp_path / "strict", *SMALL, *arguments, "--strict"]
-    assert_refused(capsys, tmp_path, command, "--strict")
-    assert not (tmp_path / "strict").exists()
-
-
-def test_bad_pictures_to_caption(run, tmp_path, capsys):
-    good, bad, missing = tmp_path / "good.png", tmp_path / "bad.png", tmp_path / "missing.png"
-    Image.fromarray(scenes.generate(1, 5, 50)[0].image).save(good)
-    bad.write_text("not a picture")
-    capsys.readouterr()
-    assert main(["caption", str(run), str(good), str(bad), str(missing)]) == 0
-    output, errors = capsys.readouterr()
-    assert output.count("\n") == 1 and output.startswith(f"{good}\t")
-    assert "bad.png is damaged" in errors and f"no picture at {missing}" in errors
-    assert "skipped 2 of 3" in errors
-    command = ["caption", run, good, bad, "--strict"]
-    assert_refused(capsys, tmp_path, command, "bad.png is damaged")
-    assert main(["caption", str(run), str(bad)]) == 2
-    assert capsys.readouterr().err.endswith("error: there is no picture to caption\n")
-
-
 # Captioning and scoring
 
 
@@ -348,109 +203,6 @@ def test_compare_refuses_backends_that_disagree(tmp_path, capsys, monkeypatch):
     assert train(tmp_path / "run", "--steps", 3, "--compare", "--inject", "h0") == 1
     assert "disagree" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
-
-
-# Mistakes: one line, exit code 2, nothing overwritten
-
-
-def assert_refused(capsys, directory, arguments, *words):
-    before = contents(directory)
-    capsys.readouterr()
-    assert main([str(argument) for argument in arguments]) == 2
-    output, error = capsys.readouterr()
-    assert error.startswith("error: ") and error.count("\n") == 1 and output == ""
-    for word in words:
-        assert word in error
-    assert contents(directory) == before
-
-
-@pytest.mark.parametrize(
-    ("arguments", "words"),
-    [
-        ("--data missing.json", ["cannot read", "missing.json"]),
-        ("--images somewhere", ["--images and --features go with a caption file"]),
-        ("--inject twice", ["--inject"]),
-        ("--encoder large", ["--encoder must be small, features or torchvision:NAME, got large"]),
-        ("--encoder torchvision:", ["--encoder must be"]),
-        ("--encoder features", ["--encoder features does not go with pictures"]),
-        ("--image-size 8", ["--image-size must be at least 32, got 8"]),
-        ("--grid 0", ["--grid"]),
-        ("--alpha-c -1", ["--alpha-c"]),
-        ("--word-threshold 0", ["--word-threshold"]),
-        ("--beam 0", ["--beam"]),
-        ("--lr nan", ["--lr must be above 0"]),
-        ("--steps 5 --minutes 5", ["not allowed"]),
-        ("--device abacus", ["--device abacus is not available"]),
-        ("--no-such-option", ["--no-such-option"]),
-    ],
-)
-def test_bad_options_are_refused(tmp_path, capsys, arguments, words):
-    command = ["train", "--out", tmp_path / "run", *SMALL, *arguments.split()]
-    assert_refused(capsys, tmp_path, command, *words)
-
-
-@pytest.mark.parametrize(
-    ("arguments", "words"),
-    [
-        ("caption --beam 0", ["--beam"]),
-        ("caption --beam 2 --temperature 1", ["give only one"]),
-        ("caption --max-length 0", ["--max-length must be at least 1, got 0"]),
-        ("caption --count 0", ["--count"]),
-        ("caption --features f.npz", ["takes pictures"]),
-        ("eval --images x", ["go with --data"]),
-        ("eval --data missing.json", ["cannot read"]),
-    ],
-)
-def test_bad_use_of_a_model_is_refused(run, tmp_path, capsys, arguments, words):
-    command, *options = arguments.split()
-    assert_refused(capsys, tmp_path, [command, run, *options], *words)
-
-
-def test_attention_of_a_model_without_is_refused(tmp_path, capsys):
-    assert train(tmp_path / "run", "--steps", 2, "--inject", "add", "--beam", 1) == 0
-    command = ["caption", tmp_path / "run", "--attention", tmp_path / "a.png"]
-    assert_refused(capsys, tmp_path, command, "needs a model with attention; this one has add")
-
-
-def test_a_used_directory_is_refused(run, tmp_path, capsys):
-    command = ["train", *SMALL, "--out"]
-    assert_refused(capsys, tmp_path, [*command, run], "holds a run", "--resume", "--overwrite")
-    assert_refused(capsys, tmp_path, [*command, run / "best.pt"], "is not a directory")
-
-
-def damage(path, how):
-    checkpoint = load(path)
-    if how == "truncated":
-        path.write_bytes(path.read_bytes()[:1000])
-        return
-    if how == "other program":
-        checkpoint["program"] = "fastlstm.examples.char_lm"
-    elif how == "other shape":
-        checkpoint["model"]["decoder.head.weight"] = torch.zeros(3, 4)
-    elif how == "no settings":
-        checkpoint["config"] = {"hidden": 16, "depth": 3}
-    elif how == "no vocabulary":
-        checkpoint["vocabulary"] = {"words": ["a", "b"]}
-    elif how == "no input":
-        del checkpoint["input_shape"]
-    torch.save(checkpoint, path)
-
-
-@pytest.mark.parametrize(
-    ("how", "words"),
-    [
-        ("truncated", ["is damaged"]),
-        ("other program", ["not a checkpoint of"]),
-        ("other shape", ["another shape", "decoder.head.weight", "(3, 4)"]),
-        ("no settings", ["settings"]),
-        ("no vocabulary", ["vocabulary"]),
-        ("no input", ["does not say what its model takes"]),
-    ],
-)
-def test_bad_checkpoints_are_refused(run, tmp_path, capsys, how, words):
-    damage(run / "best.pt", how)
-    for command in ("caption", "eval"):
-        assert_refused(capsys, tmp_path, [command, run], *words)
 
 
 def test_settings_go_through_a_checkpoint():

@@ -5,7 +5,7 @@ import pickle
 
 import pytest
 import torch
-from helpers import assert_error_within
+from error_rule import assert_error_within
 from module_pairs import CLOSE, KINDS, build, flat, ids, kinds, randn, results_and_grads
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations, parametrize

@@ -5,16 +5,8 @@ from dataclasses import dataclass, replace
 
 import pytest
 import torch
-from helpers import (
-    GATES,
-    MODES,
-    Values,
-    assert_error_within,
-    assert_same,
-    dtypes,
-    solve,
-    wide,
-)
+from error_rule import assert_error_within, assert_same
+from helpers import GATES, MODES, Values, dtypes, solve, wide
 from test_layouts import layouts
 from torch import Tensor
 
@@ -96,7 +88,7 @@ def cells(*rows: tuple) -> pytest.MarkDecorator:
 def assert_parity(
     case: Cell, dtype: torch.dtype, change: Callable[[Values], Values] = lambda values: values
 ) -> None:
-    """As ``helpers.assert_parity``, but float64 has no oracle: there both agree to 12 digits."""
+    """As ``error_rule.assert_parity``, but float64 has no oracle: there both agree to 12 digits."""
     rows: dict[str, list[tuple[Tensor, Tensor, Tensor]]] = {}
     for seed in range(max(2, min(48, 10_000 // (case.N * case.H)))):
         values, cotangents = change(case.problem(dtype, seed)), case.cotangents(dtype, seed)

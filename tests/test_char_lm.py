@@ -1,55 +1,20 @@
-"""The program examples/char_lm: train, sample, eval, and everything that can go wrong with them."""
+"""examples/char_lm trains: what a run leaves, learns, and stops at; both backends side by side."""
 
 import json
-import os
-import shutil
-import signal
-import subprocess
-import sys
-import time
-from pathlib import Path
 
+import char_lm_runs
+import numpy as np
 import pytest
 import torch
-from char_lm_runs import (
-    ROOT,
-    SMALL,
-    assert_same_run,
-    backends,
-    contents,
-    load,
-    metrics_of,
-    stopping_when,
-    train,
-    write_words,
-)
+from char_lm_runs import SMALL, backends, train
+from example_runs import assert_same_run, load, metrics_of
 
 from examples.char_lm import compare
 from examples.char_lm.__main__ import main
 from examples.char_lm.checkpoint import RUN_FILES
-from examples.char_lm.commands import sample as sample_command
 from examples.common import trainer
 
-
-@pytest.fixture
-def text(tmp_path):
-    return write_words(tmp_path / "text.txt")
-
-
-@pytest.fixture(scope="session")
-def finished_run(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("char_lm")
-    assert train(write_words(folder / "text.txt"), folder / "run", "--steps", 20) == 0
-    return folder / "run"
-
-
-@pytest.fixture
-def run(finished_run, tmp_path):
-    """A run of 20 steps, to do with as one likes."""
-    return Path(shutil.copytree(finished_run, tmp_path / "run"))
-
-
-# Training
+text, run = char_lm_runs.text, char_lm_runs.run
 
 
 @backends
@@ -74,51 +39,12 @@ def test_train_leaves_a_run(text, tmp_path, capfd, backend):
     assert "gram" in output and "step 40 | train" in output and "bits per character" in output
 
 
-@backends
-@pytest.mark.parametrize(
-    "settings",
-    [
-        "--layers 2 --dropout 0.3 --clip-norm 0.2",
-        "--embedding one-hot --optimizer rmsprop --clip-value 0.01 --schedule linear --reset 0.3",
-        "--optimizer adagrad --schedule exponential --decay-after 0 --epochs 0.3",
-    ],
-)
-def test_ten_and_ten_steps_are_twenty(text, tmp_path, monkeypatch, backend, settings):
-    budget = [] if "--epochs" in settings else ["--steps", "20"]
-    arguments = [*settings.split(), *budget, "--eval-every", "4"]
-    straight, parts = tmp_path / "straight", tmp_path / "parts"
-    assert train(text, straight, *arguments, backend=backend) == 0
-    with stopping_when(monkeypatch, lambda record: record.step >= 10):
-        assert train(text, parts, *arguments, backend=backend) == 0
-    assert metrics_of(parts)["steps"] == 10 and not metrics_of(parts)["finished"]
-    torch.rand(100)  # another place in the random numbers, as in another process
-    assert main(["train", "--resume", str(parts)]) == 0
-    assert metrics_of(parts)["finished"] and metrics_of(parts)["steps"] > 15
-    assert_same_run(straight, parts)
-    assert metrics_of(straight)["val_nats"] == metrics_of(parts)["val_nats"]
-    assert metrics_of(straight)["clipped_share"] == metrics_of(parts)["clipped_share"]
-
-
 def test_dropout_and_seed_change_the_run(text, tmp_path):
     weights = []
     for number, settings in enumerate(["", "--dropout 0.3", "--seed 1"]):
         assert train(text, tmp_path / str(number), "--steps", 4, *settings.split()) == 0
         weights.append(load(tmp_path / str(number) / "checkpoint.pt")["model"]["head.weight"])
     assert not torch.equal(weights[0], weights[1]) and not torch.equal(weights[0], weights[2])
-
-
-def test_a_time_budget_is_planned_once(text, tmp_path, monkeypatch):
-    monkeypatch.setattr(trainer, "OVERTIME", 100)
-    out = tmp_path / "run"
-    with stopping_when(monkeypatch, lambda record: record.total_steps is not None):
-        assert train(text, out, "--minutes", 0.03) == 0
-    metrics = metrics_of(out)
-    planned = metrics["planned_steps"]
-    assert 5 <= metrics["steps"] < planned and not metrics["finished"]
-    assert main(["train", "--resume", str(out)]) == 0
-    metrics = metrics_of(out)
-    assert metrics["finished"] and metrics["steps"] == planned == metrics["planned_steps"]
-    assert metrics["history"][-1]["learning_rate"] < 0.001
 
 
 def test_a_time_budget_holds_when_the_machine_slows_down(text, tmp_path, monkeypatch, capsys):
@@ -128,21 +54,6 @@ def test_a_time_budget_holds_when_the_machine_slows_down(text, tmp_path, monkeyp
     metrics = metrics_of(tmp_path / "run")
     assert metrics["finished"] and 0.7 < metrics["seconds"] < 1.7
     assert main(["train", "--resume", str(tmp_path / "run")]) == 2
-
-
-def test_a_finished_run_goes_on_with_a_larger_budget(run, capsys):
-    before = contents(run)
-    assert main(["train", "--resume", str(run)]) == 2
-    assert main(["train", "--resume", str(run), "--steps", "15"]) == 2
-    assert capsys.readouterr().err.count("is finished (20 steps") == 2
-    assert contents(run) == before
-    assert main(["train", "--resume", str(run), "--steps", "30", "--lr", "0.001"]) == 0
-    assert metrics_of(run)["steps"] == 30 and metrics_of(run)["config"]["lr"] == 0.001
-
-
-def test_resume_with_the_other_backend(run):
-    assert main(["train", "--resume", str(run), "--steps", "25", "--backend", "fastlstm"]) == 0
-    assert metrics_of(run)["config"]["backend"] == "fastlstm" and metrics_of(run)["steps"] == 25
 
 
 def test_best_weights_are_kept_apart_from_the_last(text, tmp_path):
@@ -212,130 +123,6 @@ def test_exploding_loss_stops(text, tmp_path, capsys):
     assert "times the first" in capsys.readouterr().err
 
 
-# Signals
-
-
-def start(text, out, *more):
-    arguments = [sys.executable, "-m", "examples.char_lm", "train", "--text", str(text)]
-    arguments += ["--out", str(out), "--backend", "torch", *SMALL, "--minutes", "5", *more]
-    return subprocess.Popen(
-        arguments, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
-
-
-def wait_for_step(process):
-    """Reads the output until the run has made steps and evaluated."""
-    for line in process.stdout:
-        if line.startswith("step ") and not line.startswith("step 0 "):
-            return
-    raise AssertionError(process.stderr.read())
-
-
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_signal_saves_and_exits_with_0(text, tmp_path, number):
-    out = tmp_path / "run"
-    process = start(text, out, "--eval-every", "5")
-    wait_for_step(process)
-    process.send_signal(number)
-    output, errors = process.communicate(timeout=30)
-    assert process.returncode == 0, errors
-    assert errors == "" and "interrupted" in output and "--resume" in output
-    metrics = metrics_of(out)
-    steps = metrics["steps"]
-    assert not metrics["finished"] and steps >= 5 and metrics["val_nats"] > 0
-    assert load(out / "checkpoint.pt")["progress"]["step"] == steps
-    assert main(["train", "--resume", str(out), "--steps", str(steps + 5)]) == 0
-    assert metrics_of(out)["steps"] == steps + 5
-
-
-def test_kill_9_leaves_a_checkpoint(text, tmp_path):
-    out = tmp_path / "run"
-    process = start(text, out, "--eval-every", "5", "--save-every", "0")
-    wait_for_step(process)
-    time.sleep(0.3)
-    process.kill()
-    process.communicate()
-    step = load(out / "checkpoint.pt")["progress"]["step"]
-    assert step >= 4
-    assert main(["train", "--resume", str(out), "--steps", str(step + 5)]) == 0
-    assert sorted(path.name for path in out.iterdir()) == sorted(RUN_FILES)
-
-
-# Sampling and scoring
-
-
-def sampled(capsys, *arguments):
-    capsys.readouterr()
-    assert main(["sample", *map(str, arguments)]) == 0
-    return capsys.readouterr().out
-
-
-def test_sample_follows_its_options(run, capsys, monkeypatch):
-    text = sampled(capsys, run, "--length", 80, "--prime", "the ")
-    assert len(text) == 84 and text.startswith("the ")
-    assert text == sampled(capsys, run, "--length", 80, "--prime", "the ", "--no-stream")
-    assert text == sampled(capsys, run / "best.pt", "--length", 80, "--prime", "the ")
-    assert text != sampled(capsys, run, "--length", 80, "--prime", "the ", "--seed", 1)
-    greedy = sampled(capsys, run, "--length", 80, "--greedy")
-    assert greedy == sampled(capsys, run, "--length", 80, "--greedy", "--seed", 5)
-    assert greedy == sampled(capsys, run, "--length", 80, "--temperature", 0)
-    assert greedy == sampled(capsys, run, "--length", 80, "--top-k", 1)
-    assert greedy == sampled(capsys, run, "--length", 80, "--top-p", 1e-6)
-    assert sampled(capsys, run, "--length", 9, "--count", 3).count("-" * 78) == 3
-
-
-def test_prime_from_a_file(run, tmp_path, capsys):
-    prime = tmp_path / "prime.txt"
-    prime.write_text("the cat ")
-    assert sampled(capsys, run, "--prime-file", prime, "--length", 5) == sampled(
-        capsys, run, "--prime", "the cat ", "--length", 5
-    )
-
-
-def test_sample_streams(run, capsys, monkeypatch):
-    pieces = []
-    monkeypatch.setattr(sample_command, "_write", pieces.append)
-    assert main(["sample", str(run), "--length", "30"]) == 0
-    assert [len(piece) for piece in pieces if piece] == [1] * 30
-    pieces.clear()
-    assert main(["sample", str(run), "--length", "30", "--no-stream"]) == 0
-    assert [len(piece) for piece in pieces if piece] == [30]
-
-
-def test_sample_into_a_closed_pipe_is_quiet(run):
-    reader, writer = os.pipe()
-    os.close(reader)
-    process = subprocess.run(
-        [sys.executable, "-m", "examples.char_lm", "sample", str(run), "--length", "5"],
-        cwd=ROOT,
-        stdout=writer,
-        stderr=subprocess.PIPE,
-    )
-    os.close(writer)
-    assert process.returncode == 0 and process.stderr == b""
-
-
-def test_eval_repeats_the_validation(run, text, tmp_path, capsys):
-    capsys.readouterr()
-    assert main(["eval", str(run), "--json"]) == 0
-    result = json.loads(capsys.readouterr().out)
-    assert result["nats"] == pytest.approx(metrics_of(run)["val_nats"], rel=1e-6)
-    assert result["ngram_nats"] == metrics_of(run)["baseline"]["best"]
-    other = tmp_path / "other.txt"
-    other.write_text(text.read_text()[3600:])
-    assert main(["eval", str(run), "--text", str(other)]) == 0
-    assert f"{result['nats']:.3f} nats" in capsys.readouterr().out
-
-
-def test_eval_is_the_same_with_both_backends(run, capsys):
-    results = []
-    for backend in ("torch", "fastlstm"):
-        capsys.readouterr()
-        assert main(["eval", str(run), "--json", "--backend", backend]) == 0
-        results.append(json.loads(capsys.readouterr().out)["nats"])
-    assert results[0] == pytest.approx(results[1], rel=1e-5)
-
-
 @pytest.fixture
 def quick_turns(monkeypatch):
     monkeypatch.setattr(compare, "SECONDS_A_TURN", 0.01)
@@ -360,179 +147,23 @@ def test_compare_refuses_backends_that_disagree(text, tmp_path, capsys, monkeypa
     assert not (tmp_path / "run").exists()
 
 
-# Mistakes: one line, exit code 2, nothing overwritten
+def test_markov_chain_is_learned_down_to_its_entropy(tmp_path):
+    """The loss of a first-order chain cannot be below its entropy rate, and should reach it."""
+    generator = np.random.default_rng(0)
+    chances = generator.dirichlet([0.4] * 6, size=6)
+    tokens = [0]
+    for draw in generator.random(40_000):
+        row = chances[tokens[-1]].cumsum()
+        tokens.append(min(5, int(np.searchsorted(row, draw))))
+    stationary = np.linalg.matrix_power(chances, 200)[0]
+    entropy = -(stationary[:, None] * chances * np.log(chances)).sum()
+    path = tmp_path / "chain.txt"
+    path.write_text("".join("abcdef"[token] for token in tokens))
 
-
-def assert_refused(capsys, directory, arguments, *words):
-    before = contents(directory)
-    capsys.readouterr()
-    assert main([str(argument) for argument in arguments]) == 2
-    output, error = capsys.readouterr()
-    assert error.startswith("error: ") and error.count("\n") == 1 and output == ""
-    for word in words:
-        assert word in error
-    assert contents(directory) == before
-
-
-@pytest.mark.parametrize(
-    ("content", "words"),
-    [
-        (None, ["cannot read", "No such file"]),
-        (b"", ["is empty"]),
-        (b"short", ["too short", "5 characters", "64"]),
-        (b"\xff\xfe\x00" * 100, ["not utf-8", "--bytes", "byte 0"]),
-    ],
-)
-@pytest.mark.parametrize("command", ["train", "eval"])
-def test_bad_text_is_refused(run, tmp_path, capsys, content, words, command):
-    path = tmp_path / "bad.txt"
-    if content is not None:
-        path.write_bytes(content)
-    arguments = {
-        "train": ["train", "--text", path, "--backend", "torch", "--out", run, "--overwrite"],
-        "eval": ["eval", run, "--text", path],
-    }[command]
-    assert_refused(capsys, tmp_path, arguments, "bad.txt", *words)
-
-
-@pytest.mark.parametrize(
-    ("arguments", "words"),
-    [
-        ("--text .", ["Is a directory"]),
-        ("--encoding klingon", ["unknown --encoding klingon"]),
-        ("--layers 0", ["--layers must be at least 1, got 0"]),
-        ("--dropout 1", ["--dropout"]),
-        ("--lr nan", ["--lr must be above 0"]),
-        ("--clip-norm -1", ["--clip-norm"]),
-        ("--val-fraction 0.0001", ["too short for --val-fraction"]),
-        ("--embedding wide", ["--embedding"]),
-        ("--hidden many", ["--hidden", "many"]),
-        ("--steps 5 --minutes 5", ["--minutes", "not allowed"]),
-        ("--seed -1", ["--seed"]),
-        ("--device abacus", ["--device abacus is not available"]),
-        ("--threads -2", ["--threads"]),
-        ("--no-such-option", ["--no-such-option"]),
-    ],
-)
-def test_bad_options_are_refused(text, tmp_path, capsys, arguments, words):
-    out = tmp_path / "run"
-    command = ["train", "--text", text, "--out", out, "--backend", "torch", *arguments.split()]
-    assert_refused(capsys, tmp_path, command, *words)
-    assert not out.exists()
-
-
-def test_a_used_directory_is_refused(run, text, tmp_path, capsys):
-    command = ["train", "--text", text, "--backend", "torch", "--out"]
-    assert_refused(capsys, tmp_path, [*command, run], "holds a run", "--resume", "--overwrite")
-    assert_refused(capsys, tmp_path, [*command, text], "is not a directory")
-    assert_refused(capsys, tmp_path, [*command, text / "below"], "cannot write")
-
-
-@pytest.mark.parametrize(
-    ("arguments", "words"),
-    [
-        ("--hidden 32", ["--hidden 32 cannot be changed", "the run has 16"]),
-        ("--layers 2", ["--layers"]),
-        ("--embedding one-hot", ["--embedding"]),
-        ("--batch 8", ["--batch"]),
-        ("--optimizer adagrad", ["--optimizer"]),
-        ("--bytes", ["--bytes"]),
-        ("--text other.txt", ["--text"]),
-        ("--overwrite", ["--overwrite"]),
-        ("--out elsewhere", ["--out"]),
-    ],
-)
-def test_resume_refuses_another_run(run, tmp_path, capsys, arguments, words):
-    command = ["train", "--resume", run, "--steps", 50, *arguments.split()]
-    assert_refused(capsys, tmp_path, command, *words)
-
-
-def test_another_text_is_refused(text, tmp_path, capsys):
-    run = tmp_path / "run"
-    assert train(text, run, "--steps", 5) == 0
-    text.write_text(text.read_text().replace("cat", "dog"))
-    assert_refused(capsys, tmp_path, ["train", "--resume", run, "--steps", 50], "has changed")
-    assert_refused(capsys, tmp_path, ["eval", run], "has changed")
-
-
-def test_resume_needs_a_whole_checkpoint(run, tmp_path, capsys):
-    assert_refused(capsys, tmp_path, ["train", "--resume", tmp_path / "no"], "no checkpoint at")
-    (run / "checkpoint.pt").write_bytes((run / "best.pt").read_bytes())
-    assert_refused(capsys, tmp_path, ["train", "--resume", run], "weights only")
-
-
-def test_unknown_characters_are_refused(run, tmp_path, capsys):
-    words = ["not in the model's vocabulary", "'Z' (U+005A)"]
-    assert_refused(capsys, tmp_path, ["sample", run, "--prime", "the Z"], *words)
-    path = tmp_path / "other.txt"
-    path.write_text("the cat Z" * 20)
-    assert_refused(capsys, tmp_path, ["sample", run, "--prime-file", path], *words)
-    assert_refused(capsys, tmp_path, ["eval", run, "--text", path], *words)
-
-
-@pytest.mark.parametrize(
-    "arguments",
-    [
-        "--length 0",
-        "--count 0",
-        "--temperature -1",
-        "--top-k -1",
-        "--top-p 0",
-        "--prime a --prime-file b",
-    ],
-)
-def test_bad_sample_options_are_refused(run, tmp_path, capsys, arguments):
-    words = [arguments.split()[0]]
-    assert_refused(capsys, tmp_path, ["sample", run, *arguments.split()], *words)
-
-
-def damage(path, how):
-    checkpoint = load(path)
-    if how == "truncated":
-        path.write_bytes(path.read_bytes()[:1000])
-        return
-    if how == "text":
-        path.write_text("not a checkpoint")
-        return
-    if how == "other program":
-        checkpoint["program"] = "other"
-    elif how == "other version":
-        checkpoint["version"] = 99
-    elif how == "other shape":
-        checkpoint["model"]["head.weight"] = torch.zeros(3, 4)
-    elif how == "other names":
-        checkpoint["model"]["extra"] = torch.zeros(3)
-    elif how == "no settings":
-        checkpoint["config"] = {"hidden": 16}
-    torch.save(checkpoint, path)
-
-
-@pytest.mark.parametrize(
-    ("how", "words"),
-    [
-        ("truncated", ["is damaged"]),
-        ("text", ["not a checkpoint"]),
-        ("other program", ["not a checkpoint of"]),
-        ("other version", ["format 99"]),
-        ("other shape", ["another shape", "head.weight", "(3, 4)"]),
-        ("other names", ["other names"]),
-        ("no settings", ["settings"]),
-    ],
-)
-def test_bad_checkpoints_are_refused(run, tmp_path, capsys, how, words):
-    for name in ("best.pt", "checkpoint.pt"):
-        damage(run / name, how)
-    assert_refused(capsys, tmp_path, ["sample", run], *words)
-    assert_refused(capsys, tmp_path, ["eval", run], *words)
-    command = ["train", "--resume", run, "--steps", 50]
-    assert_refused(capsys, tmp_path, command, *words)
-
-
-def test_a_checkpoint_runs_no_code(run, tmp_path, capsys):
-    class Bomb:
-        def __reduce__(self):
-            return (os.mkdir, (str(tmp_path / "exploded"),))
-
-    torch.save({"program": "fastlstm.examples.char_lm", "bomb": Bomb()}, run / "best.pt")
-    assert_refused(capsys, tmp_path, ["sample", run], "not a checkpoint")
-    assert not (tmp_path / "exploded").exists()
+    arguments = (
+        f"train --text {path} --out {tmp_path / 'run'} --backend torch --threads 1 --steps 150 "
+        "--hidden 24 --embedding 8 --seq 32 --batch 32 --lr 0.03 --ngram-chars 0"
+    )
+    assert main(arguments.split()) == 0
+    nats = json.loads((tmp_path / "run" / "metrics.json").read_text())["val_nats"]
+    assert entropy * 0.97 < nats < entropy * 1.03

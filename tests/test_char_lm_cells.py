@@ -7,19 +7,12 @@ import signal
 import subprocess
 import sys
 
+import char_lm_runs
 import pytest
 import torch
 import torch.distributed as dist
-from char_lm_runs import (
-    ROOT,
-    SMALL,
-    assert_same_run,
-    load,
-    metrics_of,
-    stopping_when,
-    train,
-    write_words,
-)
+from char_lm_runs import SMALL, stopping_when, train
+from example_runs import ROOT, assert_same_run, load, metrics_of
 
 from examples.char_lm import compare
 from examples.char_lm.__main__ import main
@@ -29,11 +22,7 @@ from examples.common.distributed import ALONE, Group
 
 cells = pytest.mark.parametrize("cell", ["lstm", "gru", "rnn"])
 new_cells = pytest.mark.parametrize("cell", ["gru", "rnn"])
-
-
-@pytest.fixture
-def text(tmp_path):
-    return write_words(tmp_path / "text.txt")
+text = char_lm_runs.text
 
 
 @new_cells

@@ -11,19 +11,8 @@ import pytest
 import simt_extension
 import torch
 from cuda_devices import EVERY_DEVICE, Device, device
-from helpers import (
-    MODES,
-    Case,
-    Values,
-    assert_error_within,
-    assert_parity,
-    assert_same,
-    cases,
-    modes,
-    plain,
-    solve,
-    with_tokens,
-)
+from error_rule import assert_error_within, assert_parity, assert_same
+from helpers import MODES, Case, Values, cases, modes, plain, solve, with_tokens
 from torch import Tensor
 
 import fastlstm

@@ -5,21 +5,17 @@ cuDNN on a GPU, against float64. cuDNN may take float32 where TF32 is allowed, a
 TF32: there torch's own loop, with every operand rounded, sets the error allowed if it is larger.
 """
 
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import pytest
+import simt_extension
 import torch
 from cuda_devices import Device, device, on_gpu
-from helpers import Case, Values, assert_error_within, assert_same, ours, solve, theirs, wide
-from simt_choice import cuda_choice
+from error_rule import assert_error_within, assert_same
+from helpers import Case, Values, ours, solve, theirs, wide
 
 import fastlstm
-
-sys.path.append(str(Path(__file__).resolve().parents[1]))
-
 from benchmarks.equality import larger_errors
 from benchmarks.kernel_choice import METHODS, STEPWISE, forced
 from benchmarks.providers import libraries_off
@@ -259,14 +255,14 @@ def test_every_method_has_its_cases() -> None:
 def test_what_is_asked_for_is_possible_on_an_h100(problem: Problem) -> None:
     """It would be computed step by step without a word."""
     for backward in (False, True):
-        found = cuda_choice(
+        found = simt_extension.load().cuda_choice(
             mode=problem.case.mode,
             backward=backward,
             T=problem.case.T,
             N=problem.case.N,
             H=problem.case.H,
             directions=problem.case.directions,
-            dtype=str(problem.dtype).removeprefix("torch."),
+            dtype=problem.dtype,
             tf32=problem.tf32,
             wanted=problem.method,
         )

@@ -3,12 +3,15 @@
 What is asked of every family is in test_persistent_kernels.py.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 
+import persistent
 import pytest
 import torch
-from helpers import Case, Values, assert_same, solve, with_tokens
+from choosing import H100, Device, native
+from error_rule import assert_same
+from helpers import Case, Values, solve, with_tokens
 from persistent import (
     BF16,
     F32,
@@ -20,7 +23,6 @@ from persistent import (
     Numbers,
     assert_taken,
     check,
-    emulated_kernels,
     kinds,
     methods_taken,
     solved,
@@ -29,11 +31,7 @@ from torch import Tensor
 
 GATED = ["LSTM", "GRU", "RNN_TANH"]
 
-
-@pytest.fixture
-def kernels() -> Iterator[Kernels]:
-    with emulated_kernels() as found:
-        yield found
+kernels = persistent.kernels
 
 
 PLANS = [
@@ -71,9 +69,9 @@ def test_plans(kernels: Kernels, word: str, case: Case, numbers: Numbers) -> Non
     check(kernels, word, case, numbers)
 
 
-@pytest.mark.parametrize(
-    ("word", "case"),
-    [
+# More of W_hh than registers hold.
+LARGE = {
+    "tf32": [
         ("cluster:48x4x8", Case(2, 2, 2, 163)),
         ("cluster:48x8x8", Case(2, 2, 2, 261, mode="GRU")),
         ("cluster:48x16x8", Case(2, 2, 2, 645, mode="RNN_TANH")),
@@ -84,38 +82,33 @@ def test_plans(kernels: Kernels, word: str, case: Case, numbers: Numbers) -> Non
         ("grid:32x9x8x1", Case(2, 2, 2, 259)),
         ("grid:16x33x8x1", Case(2, 2, 2, 515)),
     ],
-    ids=str,
-)
-def test_more_than_registers_hold(kernels: Kernels, word: str, case: Case) -> None:
-    """The rest of W_hh is in shared memory; fwd_split and bwd_split say how much that is."""
-    check(kernels, word, case, TF32)
-
-
-@pytest.mark.parametrize(
-    ("word", "case"),
-    [
+    "f32": [
         ("grid:48x3x8x1", Case(2, 2, 2, 131)),
         ("grid:48x4x8x1", Case(2, 2, 2, 163, mode="GRU")),
         ("grid:48x9x8x1", Case(2, 2, 2, 387, mode="RNN_TANH")),
         ("grid:16x13x8x1", Case(2, 2, 2, 201)),
     ],
-    ids=str,
-)
-def test_more_than_registers_hold_of_float32(kernels: Kernels, word: str, case: Case) -> None:
-    check(kernels, word, case, F32)
-
-
-@pytest.mark.parametrize(
-    ("word", "case"),
-    [
+    "bf16": [
         ("cluster:48x8x8", Case(2, 2, 2, 324)),
         ("grid:48x9x8x1", Case(2, 2, 2, 420)),
         ("grid:48x9x8x1", Case(2, 2, 2, 389, mode="GRU")),
     ],
-    ids=str,
+}
+
+
+@pytest.mark.parametrize(
+    ("word", "case", "numbers"),
+    [
+        pytest.param(word, case, NUMBERS[name], id=f"{word}-{case}-{name}")
+        for name, problems in LARGE.items()
+        for word, case in problems
+    ],
 )
-def test_more_than_registers_hold_of_16_bits(kernels: Kernels, word: str, case: Case) -> None:
-    check(kernels, word, case, BF16)
+def test_more_than_registers_hold(
+    kernels: Kernels, word: str, case: Case, numbers: Numbers
+) -> None:
+    """The rest of W_hh is in shared memory; fwd_split and bwd_split say how much that is."""
+    check(kernels, word, case, numbers)
 
 
 def _offset(w: Tensor) -> Tensor:
@@ -193,43 +186,37 @@ def test_memory_may_hold_anything(kernels: Kernels, word: str) -> None:
     assert_same(solved(kernels, word, RAGGED, BF16), poisoned)
 
 
-def device(**changes: int) -> dict:
-    """An H100, but for the changes."""
-    h100 = {"capability": 90, "multiprocessors": 132, "shared_bytes": 227 * 1024}
-    return h100 | {"clusters_of_8": 16, "clusters_of_16": 7} | changes
-
-
 @pytest.mark.parametrize(
     ("word", "case", "numbers", "device"),
     [
-        ("cluster", PADDED, Numbers(torch.float64), device()),
-        ("grid", PADDED, Numbers(torch.float64), device()),
-        ("cluster", replace(PADDED, proj_size=5), BF16, device()),
-        ("grid", replace(PADDED, proj_size=5), BF16, device()),
-        ("cluster", PADDED, F32, device()),
+        ("cluster", PADDED, Numbers(torch.float64), H100),
+        ("grid", PADDED, Numbers(torch.float64), H100),
+        ("cluster", replace(PADDED, proj_size=5), BF16, H100),
+        ("grid", replace(PADDED, proj_size=5), BF16, H100),
+        ("cluster", PADDED, F32, H100),
         # More units than the largest cluster has, and than fit beside their operand.
-        ("cluster", Case(1, 1, 1, 769), BF16, device()),
-        ("grid", Case(1, 1, 1, 400), TF32, device(shared_bytes=32 * 1024)),
-        ("cluster", PADDED, BF16, device(capability=80)),
-        ("cluster", PADDED, BF16, device(clusters_of_8=0)),
-        ("grid", Case(1, 1, 1, 49), BF16, device(multiprocessors=1)),
-        ("grid", PADDED, BF16, device(capability=75)),
-        ("grid", PADDED, F32, device(capability=75)),
+        ("cluster", Case(1, 1, 1, 769), BF16, H100),
+        ("grid", Case(1, 1, 1, 400), TF32, replace(H100, shared_bytes=32 * 1024)),
+        ("cluster", PADDED, BF16, replace(H100, capability=80)),
+        ("cluster", PADDED, BF16, replace(H100, clusters_of_8=0)),
+        ("grid", Case(1, 1, 1, 49), BF16, replace(H100, multiprocessors=1)),
+        ("grid", PADDED, BF16, replace(H100, capability=75)),
+        ("grid", PADDED, F32, replace(H100, capability=75)),
         # Plans.
-        ("cluster:16x3x8", PADDED, BF16, device()),
-        ("cluster:16x32x8", PADDED, BF16, device()),
-        ("cluster:16x2x12", PADDED, BF16, device()),
-        ("grid:24x1x8x1", PADDED, BF16, device()),
-        ("grid:16x1x8x1", PADDED, BF16, device()),
-        ("grid:16x2x8x0", PADDED, BF16, device()),
-        ("grid:16x2x8x3", PADDED, BF16, device(multiprocessors=5)),
+        ("cluster:16x3x8", PADDED, BF16, H100),
+        ("cluster:16x32x8", PADDED, BF16, H100),
+        ("cluster:16x2x12", PADDED, BF16, H100),
+        ("grid:24x1x8x1", PADDED, BF16, H100),
+        ("grid:16x1x8x1", PADDED, BF16, H100),
+        ("grid:16x2x8x0", PADDED, BF16, H100),
+        ("grid:16x2x8x3", PADDED, BF16, replace(H100, multiprocessors=5)),
     ],
     ids=str,
 )
 @pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN")
 def test_what_is_left_to_the_kernels_of_a_step(
-    kernels: Kernels, word: str, case: Case, numbers: Numbers, device: dict
+    kernels: Kernels, word: str, case: Case, numbers: Numbers, device: Device
 ) -> None:
-    kernels.simt.set_device(kernels.simt.DeviceProperties(**device))
+    kernels.simt.set_device(native(device))
     assert methods_taken(kernels, word, case, numbers) == {"stepwise"}
     assert_same(solved(kernels, word, case, numbers), solved(kernels, "stepwise", case, numbers))

@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers import assert_error_within
+from error_rule import assert_error_within
 from module_pairs import build, flat, ids, kinds, pair, results_and_grads, state_for
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence

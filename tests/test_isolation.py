@@ -2,7 +2,8 @@
 
 import pytest
 import torch
-from helpers import MODES, Case, assert_same, cases, dtypes, ours, plain, solve, with_tokens
+from error_rule import assert_same
+from helpers import MODES, Case, cases, dtypes, ours, plain, solve, with_tokens
 from torch import Tensor
 
 

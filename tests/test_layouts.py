@@ -5,19 +5,8 @@ from dataclasses import replace
 
 import pytest
 import torch
-from helpers import (
-    Case,
-    Values,
-    assert_parity,
-    assert_same,
-    cases,
-    dtypes,
-    modes,
-    ours,
-    plain,
-    solve,
-    theirs,
-)
+from error_rule import assert_parity, assert_same
+from helpers import Case, Values, cases, dtypes, modes, ours, plain, solve, theirs
 from torch import Tensor
 
 SMALL = Case(5, 7, 4, 17)

@@ -5,20 +5,8 @@ from itertools import combinations
 
 import pytest
 import torch
-from helpers import (
-    GATES,
-    MODES,
-    OUTPUTS,
-    Case,
-    Values,
-    assert_parity,
-    assert_same,
-    cases,
-    dtypes,
-    modes,
-    ours,
-    solve,
-)
+from error_rule import assert_parity, assert_same
+from helpers import GATES, MODES, OUTPUTS, Case, Values, cases, dtypes, modes, ours, solve
 
 # Around the tile: 6 rows, 16 or 8 or 1 lanes, and sizes that are a multiple of nothing.
 SMALL = Case(5, 7, 4, 17)

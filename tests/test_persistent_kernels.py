@@ -1,12 +1,13 @@
 """What is asked of every family of persistent kernels (persistent.py)."""
 
-from collections.abc import Iterator
 from dataclasses import replace
 
+import persistent
 import pytest
 import simt_selftest
 import torch
-from helpers import MODES, Case, Values, assert_same, cases, modes, solve, theirs, with_tokens
+from error_rule import assert_same
+from helpers import MODES, Case, Values, cases, modes, solve, theirs, with_tokens
 from persistent import (
     BF16,
     F16,
@@ -19,7 +20,6 @@ from persistent import (
     Numbers,
     assert_taken,
     check,
-    emulated_kernels,
     kinds,
     solved,
 )
@@ -33,11 +33,7 @@ methods = pytest.mark.parametrize("word", METHODS)
 # float16 differs from bfloat16 by its conversions alone.
 APART = ("bf16", "tf32", "f32")
 
-
-@pytest.fixture
-def kernels() -> Iterator[Kernels]:
-    with emulated_kernels() as found:
-        yield found
+kernels = persistent.kernels
 
 
 @kinds(WORDS, *APART)

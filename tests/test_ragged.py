@@ -5,20 +5,8 @@ from dataclasses import replace
 
 import pytest
 import torch
-from helpers import (
-    MODES,
-    OUTPUTS,
-    Case,
-    assert_parity,
-    assert_same,
-    cases,
-    dtypes,
-    modes,
-    ours,
-    plain,
-    solve,
-    theirs,
-)
+from error_rule import assert_parity, assert_same
+from helpers import MODES, OUTPUTS, Case, cases, dtypes, modes, ours, plain, solve, theirs
 from test_parity import chunked
 from torch import Tensor
 

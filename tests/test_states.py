@@ -4,20 +4,8 @@ from dataclasses import replace
 
 import pytest
 import torch
-from helpers import (
-    MODES,
-    Case,
-    Values,
-    assert_errors_within,
-    assert_same,
-    call,
-    cases,
-    named,
-    ours,
-    solve,
-    stacked,
-    wide,
-)
+from error_rule import assert_errors_within, assert_same
+from helpers import MODES, Case, Values, call, cases, named, ours, solve, stacked, wide
 
 import fastlstm
 from fastlstm import reference

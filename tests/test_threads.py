@@ -9,7 +9,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
-from helpers import Case, assert_same, cases, ours, solve
+from error_rule import assert_same
+from helpers import Case, cases, ours, solve
 
 import fastlstm
 

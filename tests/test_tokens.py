@@ -5,12 +5,11 @@ from dataclasses import replace
 import pytest
 import torch
 import torch.nn.functional as F
+from error_rule import assert_parity, assert_same
 from helpers import (
     MODES,
     Case,
     Values,
-    assert_parity,
-    assert_same,
     cases,
     dtypes,
     modes,

@@ -15,6 +15,9 @@ the step before, so that steps cannot overlap.
     cluster_barrier  stores into the shared memory of all blocks of a cluster, then its barrier
     cluster_aligned  the same with the barrier's forms for whole warps
     cluster_async    stores that count their bytes on an mbarrier of the block they go to
+    cluster_unlimited, cluster_relaxed    the same with looks at the mbarrier that may sleep without
+                     limit; and those relaxed, with a fence that leaves the L1 cache as it is (CUDA
+                     12.8 and later)
     block            one block alone: shared memory, double-buffered, and one barrier; here every
                      warp reads all of the state
     launch_stream, launch_graph     a launch of an empty kernel, for what steps without all this cost

@@ -67,10 +67,17 @@ class ClusterBarrier {
   SharedState<kFault> state_;
 };
 
+// As the kernels of layers wait.
+struct MbarrierWait {
+  FASTLSTM_DEVICE static void wait(uint64_t* barrier, int parity, int most_looks) {
+    mbarrier_wait(barrier, parity, most_looks);
+  }
+};
+
 // Stores that count on an mbarrier of the block they go to. A buffer needs no second mbarrier that
 // says when it is free: who stores step s + 2 has all of step s + 1, which a block sends only after
 // the barrier (block_carry) at which its threads had read step s.
-template <Fault kFault = Fault::kNone>
+template <Fault kFault = Fault::kNone, class Wait = MbarrierWait>
 class ClusterAsync {
  public:
   static constexpr bool kReduces = true;
@@ -93,7 +100,7 @@ class ClusterAsync {
   FASTLSTM_DEVICE uint32_t receive(int step) {
     uint64_t* full = full_ + step % 2;
     if (threadIdx.x == 0) mbarrier_expect_tx(full, p_.chunks * 16);
-    if (kFault != Fault::kNoWait) mbarrier_wait(full, step / 2 % 2, p_.most_looks);
+    if (kFault != Fault::kNoWait) Wait::wait(full, step / 2 % 2, p_.most_looks);
     return state_.sum(step);
   }
   FASTLSTM_DEVICE void finish() { cluster_sync(); }

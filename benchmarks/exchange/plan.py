@@ -61,6 +61,8 @@ PLAN: dict[str, Callable[[int, Clusters], Iterator[Problem]]] = {
     "flag": flags,
     "cluster_async": in_clusters,
     "cluster_barrier": in_clusters,
+    "cluster_relaxed": in_clusters,
+    "cluster_unlimited": in_clusters,
     "cluster_aligned": in_clusters,
     "block": alone,
     "grid_sync": whole_grid,

@@ -1,8 +1,10 @@
-"""What the library takes for a word, and what it expects of that; nothing where it does not say."""
+"""What the library takes for a word, and what it expects of that: nothing in a build without CUDA."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+
+import torch
 
 from benchmarks.kernel_choice import STEPWISE
 from benchmarks.shapes import Shape
@@ -21,8 +23,8 @@ class Choice:
 def choice(
     cell: str, shape: Shape, dtype: str, tf32: bool | None, word: str, *, backward: bool
 ) -> Choice | None:
-    """What `word` leads to for a layer with one direction; None where the extension has no
-    `cuda_choice`. Raises ValueError where there is no such word."""
+    """What `word` leads to for a layer with one direction on the current device; None where the
+    extension has no CUDA kernels. Raises ValueError where there is no such word."""
     from fastlstm import _C
 
     ask = getattr(_C, "cuda_choice", None)
@@ -35,7 +37,7 @@ def choice(
         N=shape.N,
         H=shape.H,
         directions=1,
-        dtype=dtype,
+        dtype=getattr(torch, dtype),
         tf32=bool(tf32),
         wanted=word,
     )

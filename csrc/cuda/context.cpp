@@ -19,8 +19,12 @@ DeviceProperties asked_properties() {
   const auto clusters = [&](int size) {
     return active_clusters(size, kGroupThreads, shared_bytes);
   };
-  return {10 * device.major + device.minor, device.multiProcessorCount, shared_bytes, clusters(8),
-          clusters(16)};
+  return {10 * device.major + device.minor,
+          device.multiProcessorCount,
+          shared_bytes,
+          clusters(8),
+          clusters(16),
+          compiled_architecture()};
 }
 
 }  // namespace

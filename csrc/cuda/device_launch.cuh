@@ -146,6 +146,16 @@ int max_active_clusters(void (*kernel)(P), int cluster_size, int threads, size_t
   return count_unless(error, clusters);
 }
 
+// 10 * major + minor of the architecture that the kernel was compiled for, as it would run on the
+// current device; 0 where it would not.
+template <class P>
+int compiled_architecture(void (*kernel)(P)) {
+  cudaFuncAttributes attributes = {};
+  const cudaError_t error =
+      cudaFuncGetAttributes(&attributes, reinterpret_cast<const void*>(kernel));
+  return count_unless(error, attributes.ptxVersion);
+}
+
 // How many such blocks a multiprocessor of the current device has room for at once; 0 where it
 // would refuse the launch.
 template <class P>

@@ -137,6 +137,16 @@ FASTLSTM_HOST_DEVICE FwdLayout fwd_layout(CellTraits cell, Operands operands, Ex
   return l;
 }
 
+// How many of T steps a grid runs in one launch: what its blocks exchange is a part of L2, from
+// where they read it.
+FASTLSTM_HOST_DEVICE int64_t grid_fwd_steps(int64_t jobs, int element_bytes, const GroupPlan& plan,
+                                            int64_t T) {
+  constexpr int64_t kExchangeBytes = 16 << 20;
+  const int64_t step_bytes = jobs * plan.rows * plan.units * plan.blocks * element_bytes;
+  const int64_t steps = kExchangeBytes / step_bytes;
+  return steps < 1 ? 1 : steps < T ? steps : T;
+}
+
 // In how many parts a block of a grid adds up what others have sent to it: as many as give every
 // thread 16 bytes of 8 rows. The same for more rows, whose bits shall not depend on how many they
 // are.

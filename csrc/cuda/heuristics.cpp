@@ -22,10 +22,6 @@ Choice stepwise(const Problem& p, const DeviceProperties& device) {
   return {Method::kStepwise, {}, 0, stepwise_us(p, device)};
 }
 
-int64_t block_count(const Choice& choice) {
-  return int64_t{choice.plan.groups} * choice.plan.blocks;
-}
-
 // What a word asks for beside a method.
 struct WantedPlan {
   Method method;
@@ -45,17 +41,14 @@ std::optional<WantedPlan> wanted_plan(const char* wanted) {
   return std::nullopt;
 }
 
-// Remembers the best plan of those that are possible.
+// Remembers the best plan of those that are possible, the first of equal ones.
 class Search {
  public:
   Search(const Problem& problem, const DeviceProperties& device, Operands operands)
       : p_(problem), device_(device), operands_(operands) {}
 
   void consider(const Choice& choice) {
-    if (!best_ || choice.step_us < best_->step_us ||
-        (choice.step_us == best_->step_us && block_count(choice) < block_count(*best_))) {
-      best_ = choice;
-    }
+    if (!best_ || choice.step_us < best_->step_us) best_ = choice;
   }
 
   void consider_block() {
@@ -113,7 +106,7 @@ class Search {
   // 0: there are none.
   int clusters_at_once(int blocks) const {
     if (operands_ == Operands::kTf32x3) return 0;
-    if (device_.capability < 90 || blocks < 2 || (blocks & (blocks - 1)) != 0) return 0;
+    if (device_.compiled_for < 90 || blocks < 2 || (blocks & (blocks - 1)) != 0) return 0;
     if (blocks <= 8) return device_.clusters_of_8 * (8 / blocks);
     return blocks == 16 ? device_.clusters_of_16 : 0;
   }
@@ -152,6 +145,11 @@ class Search {
 };
 
 }  // namespace
+
+const char* name_of(Method method) {
+  constexpr const char* kNames[] = {"stepwise", "block", "cluster", "grid"};
+  return kNames[static_cast<int>(method)];
+}
 
 Choice choose(const Problem& problem, const DeviceProperties& device, const char* wanted) {
   const auto is = [&](const char* word) { return std::strcmp(wanted, word) == 0; };

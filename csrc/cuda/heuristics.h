@@ -18,12 +18,18 @@ enum class Method {
   kGrid,      // persistent_group.h, Exchange::kGrid
 };
 
+// As FASTLSTM_CUDA_KERNEL has it.
+const char* name_of(Method method);
+
 struct DeviceProperties {
   int capability;  // 10 * major + minor of the compute capability
   int multiprocessors;
   size_t shared_bytes;  // that a block may have, if it asks for them
   // Clusters of 8 and of 16 blocks with all of that, that can run at once; 0: none.
   int clusters_of_8, clusters_of_16;
+  // As capability: what the kernels that run there were compiled for, of which there may be less
+  // (TORCH_CUDA_ARCH_LIST="8.0+PTX"). It says which instructions they have.
+  int compiled_for;
 };
 
 struct Problem {

@@ -14,6 +14,7 @@
 #include "context.h"
 #include "dtypes.h"
 #include "gemm.h"
+#include "layer_choice.h"
 #include "persistent_block.h"
 #include "persistent_group.h"
 #include "step.h"
@@ -69,13 +70,9 @@ class LayerBase {
   const bool* cut_before(int d, int64_t t) const { return cut(d == 0 ? t : t + 1); }
   const bool* cut_after(int d, int64_t t) const { return cut(d == 0 ? t + 1 : t); }
 
-  // T: the steps of a launch of a persistent kernel.
-  Choice choose_kernels(bool backward, int64_t T) const {
-    const size_t block_bytes = backward ? block_bwd_shared_bytes<S>(input_.cell, H_, tf32_)
-                                        : block_fwd_shared_bytes<S>(input_.cell, H_, tf32_);
-    return choose({input_.cell, backward, T, N_, H_, D_, element_bytes(), type_ == at::kBFloat16,
-                   tf32_, projected_, block_bytes},
-                  device_properties(), wanted_kernel());
+  Choice choose_kernels(bool backward) const {
+    return layer_choice({input_.cell, backward, T_, N_, H_, D_, type_, tf32_, projected_},
+                        device_properties(), wanted_kernel());
   }
   int element_bytes() const { return static_cast<int>(c10::elementSize(type_)); }
   static Exchange exchange_of(Method method) {

@@ -34,7 +34,7 @@ class LayerBwd : LayerBase<S> {
 
   void operator()() {
     allocate();
-    const Choice choice = this->choose_kernels(true, T_);
+    const Choice choice = this->choose_kernels(true);
     if (choice.method != Method::kStepwise) {
       all_steps(choice);
     } else {

@@ -12,13 +12,10 @@ namespace fastlstm {
 namespace cuda {
 namespace {
 
-// Gates of a chunk, in bytes. Step by step a part of the L2 cache of a data centre GPU (40 MB and
-// more), so that the gates are still there when their step comes. In one launch more: every launch
-// loads W_hh, and the gates are loaded ahead. Estimates: no others were measured.
-constexpr int64_t kChunkBytes = 16 << 20, kPersistentChunkBytes = 128 << 20;
-
-// What the blocks of a grid exchange in one launch: a part of L2, from where they read it.
-constexpr int64_t kExchangeBytes = 16 << 20;
+// Gates of a chunk, in bytes, step by step: a part of the L2 cache of a data centre GPU (40 MB and
+// more), so that the gates are still there when their step comes. An estimate: no other was
+// measured.
+constexpr int64_t kChunkBytes = 16 << 20;
 
 template <class S>
 class LayerFwd : LayerBase<S> {
@@ -39,12 +36,13 @@ class LayerFwd : LayerBase<S> {
 
   void operator()() {
     allocate();
-    choice_ = this->choose_kernels(false, steps_within(kPersistentChunkBytes));
+    choice_ = this->choose_kernels(false);
     const bool stepwise = choice_.method == Method::kStepwise;
-    int64_t steps = steps_within(stepwise ? kChunkBytes : kPersistentChunkBytes);
+    int64_t steps = steps_within(stepwise ? kChunkBytes : kPersistentChunkBytes,
+                                 N_ * G_ * static_cast<int64_t>(sizeof(A)), T_);
     if (choice_.method == Method::kGrid) {
-      const int64_t of_step = exchange_bytes(1);
-      steps = std::clamp<int64_t>(kExchangeBytes / of_step, 1, steps);
+      steps = grid_fwd_steps(job_count(N_, D_, choice_.plan), this->element_bytes(), choice_.plan,
+                             steps);
     }
     for (int64_t begin = 0; begin < T_; begin += steps) {
       const int64_t end = std::min(begin + steps, T_);
@@ -60,12 +58,6 @@ class LayerFwd : LayerBase<S> {
   }
 
  private:
-  // How many have gates of so many bytes.
-  int64_t steps_within(int64_t bytes) const {
-    const int64_t of_step = std::max<int64_t>(1, N_ * G_ * static_cast<int64_t>(sizeof(A)));
-    return std::clamp<int64_t>(bytes / of_step, 1, std::max<int64_t>(1, T_));
-  }
-
   void allocate() {
     w_hh_ = this->stacked(&DirectionWeights::w_hh);
     hgates_ = empty_sums({D_, N_, G_});

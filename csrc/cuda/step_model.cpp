@@ -40,8 +40,9 @@ constexpr double kClusterBytes = 11;
 constexpr double kTakeApart = 11.5;
 
 // A cell: for each gate exp and 1 / x, of which there are 16 a clock, and some ten instructions, of
-// 128 a clock. And what one takes from begin to end. Estimates.
-constexpr double kClocksPerGate = 0.25, kCellLatency = 150;
+// 128 a clock. And what one takes from begin to end, exp, 1 / x and tanh one after the other: as
+// the instructions for sm_90 read. Estimates.
+constexpr double kClocksPerGate = 0.25, kCellLatency = 370;
 
 // From one launch to the next: 1.54 us on an RTX 3090 (MegaQwen, RESULTS.md).
 constexpr double kLaunch = 2700;
@@ -66,10 +67,10 @@ double mma_per_clock(const DeviceProperties& device) {
 std::optional<Operands> operands_of(const Problem& p, const DeviceProperties& device) {
   switch (p.element_bytes) {
     case 2:
-      if (device.capability >= (p.is_bfloat16 ? 80 : 75)) return Operands::k16Bit;
+      if (device.compiled_for >= (p.is_bfloat16 ? 80 : 75)) return Operands::k16Bit;
       return std::nullopt;
     case 4:
-      if (device.capability >= 80) return p.tf32 ? Operands::kTf32 : Operands::kTf32x3;
+      if (device.compiled_for >= 80) return p.tf32 ? Operands::kTf32 : Operands::kTf32x3;
       return std::nullopt;
     default:
       return std::nullopt;
@@ -196,11 +197,25 @@ double memory_clocks(const Problem& p, const DeviceProperties& device) {
 
 double microseconds(double clocks) { return clocks / kClocksPerUs; }
 
+// What a run of several steps costs beside them.
+struct Once {
+  int64_t steps;  // of a launch
+  int launches;   // the kernel, and what gets ready what it reads
+  double load;    // of each wave
+  double copies;  // before the kernel
+};
+
 // A step of all jobs, which take `waves` runs of what runs at once.
 double persistent_us(const Problem& p, const DeviceProperties& device, double waves, double step,
-                     double load, int launches) {
-  const double once = launches * kLaunch + waves * load;
-  return microseconds(std::max(waves * step, memory_clocks(p, device)) + once / p.T);
+                     const Once& once) {
+  const double beside = once.launches * kLaunch + waves * once.load + once.copies;
+  return microseconds(std::max(waves * step, memory_clocks(p, device)) + beside / once.steps);
+}
+
+// W_hh read and written once more.
+double transposition_clocks(const Problem& p, const DeviceProperties& device) {
+  const double elements = 1.0 * p.directions * gates_of(p) * p.H * p.H;
+  return 2 * elements * p.element_bytes / (kMemoryBytes * device.multiprocessors);
 }
 
 }  // namespace
@@ -220,7 +235,7 @@ double stepwise_us(const Problem& p, const DeviceProperties& device) {
 double block_us(const Problem& p, const DeviceProperties& device, int64_t jobs) {
   const double step = compute_clocks(block_work(p), p, device) + kSharedLatency;
   return persistent_us(p, device, ceil_div<int64_t>(jobs, device.multiprocessors), step,
-                       load_clocks(p, p.H), 1);
+                       {p.T, 1, load_clocks(p, p.H), 0});
 }
 
 double group_us(const Problem& p, const DeviceProperties& device, Exchange exchange,
@@ -235,9 +250,13 @@ double group_us(const Problem& p, const DeviceProperties& device, Exchange excha
   const double exchanged =
       grid ? grid_clocks(work, p, device, plan.groups * plan.blocks) : cluster_clocks(work);
   // Before the kernel, words or counters of a grid are set, and backward has W_hh transposed.
-  const int launches = 1 + (grid ? 1 : 0) + (p.backward ? 1 : 0);
-  return persistent_us(p, device, waves, exchanged + compute_clocks(work, p, device),
-                       load_clocks(p, plan.units), launches);
+  Once once{};
+  once.steps =
+      grid && !p.backward ? grid_fwd_steps(jobs_of(p, plan.rows), p.element_bytes, plan, p.T) : p.T;
+  once.launches = 1 + (grid ? 1 : 0) + (p.backward ? p.directions : 0);
+  once.load = load_clocks(p, plan.units);
+  once.copies = p.backward ? transposition_clocks(p, device) : 0;
+  return persistent_us(p, device, waves, exchanged + compute_clocks(work, p, device), once);
 }
 
 }  // namespace cuda

@@ -8,7 +8,7 @@ namespace cuda {
 namespace {
 
 // An H100 (SXM). Of its clusters of 16 blocks, as many as it has parts with 16 multiprocessors.
-DeviceProperties properties = {90, 132, 227 * 1024, 16, 7};
+DeviceProperties properties = {90, 132, 227 * 1024, 16, 7, 90};
 
 }  // namespace
 

@@ -39,6 +39,10 @@ void launch_cluster(void (*kernel)(P), dim3 grid, dim3 block, size_t shared_byte
 }
 
 template <class P>
+int compiled_architecture(void (*)(P)) {
+  return 90;
+}
+template <class P>
 int max_active_clusters(void (*)(P), int cluster_size, int threads, size_t shared_bytes) {
   return simt::max_active_clusters(cluster_size, threads, shared_bytes);
 }

@@ -4,6 +4,7 @@
 
 #include "../../csrc/backend.h"
 #include "../../csrc/bind_layers.h"
+#include "../../csrc/cuda/bind_choice.h"
 #include "../../csrc/cuda/context.h"
 #include "../../csrc/cuda/persistent_block.h"
 #include "simt.h"
@@ -46,9 +47,8 @@ py::dict choose(int cell, bool backward, int64_t T, int64_t N, int64_t H, int di
       cuda::choose({static_cast<CellKind>(cell), backward, T, N, H, directions, element_bytes,
                     is_bfloat16, tf32, projected, block_shared_bytes},
                    device, wanted);
-  constexpr const char* kMethods[] = {"stepwise", "block", "cluster", "grid"};
   py::dict all;
-  all["method"] = kMethods[static_cast<int>(choice.method)];
+  all["method"] = cuda::name_of(choice.method);
   all["units"] = choice.plan.units;
   all["blocks"] = choice.plan.blocks;
   all["rows"] = choice.plan.rows;
@@ -87,14 +87,15 @@ void bind_heuristics(py::module_& m) {
   using Device = cuda::DeviceProperties;
   py::class_<Device>(m, "DeviceProperties",
                      "What kernels are chosen by; see csrc/cuda/heuristics.h")
-      .def(py::init<int, int, size_t, int, int>(), py::kw_only(), py::arg("capability"),
+      .def(py::init<int, int, size_t, int, int, int>(), py::kw_only(), py::arg("capability"),
            py::arg("multiprocessors"), py::arg("shared_bytes"), py::arg("clusters_of_8"),
-           py::arg("clusters_of_16"))
+           py::arg("clusters_of_16"), py::arg("compiled_for"))
       .def_readonly("capability", &Device::capability)
       .def_readonly("multiprocessors", &Device::multiprocessors)
       .def_readonly("shared_bytes", &Device::shared_bytes)
       .def_readonly("clusters_of_8", &Device::clusters_of_8)
-      .def_readonly("clusters_of_16", &Device::clusters_of_16);
+      .def_readonly("clusters_of_16", &Device::clusters_of_16)
+      .def_readonly("compiled_for", &Device::compiled_for);
   m.def("device_properties", &cuda::device_properties, "Of the device that is emulated");
   m.def("set_device", &cuda::set_device_properties,
         "Another device from now on. At first it is an H100", py::arg("device"));
@@ -121,6 +122,7 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   using namespace fastlstm;
   m.doc() = "The CUDA kernels of fastlstm on an emulator, for tests.";
   bind_layers(m);
+  cuda::bind_choice(m);
   bind_heuristics(m);
   m.def("guard_memory", &guard_memory, "Guard pages around tensors made from now on",
         pybind11::arg("on"));
