@@ -38,7 +38,7 @@ class Planted(NamedTuple):
 
 FAULTS = {
     "block_without_barrier": Planted(
-        without("persistent_block_fwd.cuh", "queue_.push(s + 2, coming)", BARRIER),
+        without("persistent_block_fwd.cuh", "queue_.push(s + 2)", BARRIER),
         (Launch("block"),),
     ),
     "barrier_behind_products": Planted(without(FWD, "void step(", BARRIER), (CLUSTER, GRID)),

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "persistent_group_product.cuh"
+#include "sequence.h"
 
 namespace fastlstm {
 namespace cuda {
@@ -14,21 +15,51 @@ struct CellPlace {
   int index;      // in shared memory, where those of a warp are adjacent
 };
 
-// The i-th cells of the block, 32 at a time; `lane` of them.
+// The cells of a block of a group: kUnits units in the rows of a tile of the batch.
 template <int kUnits>
-FASTLSTM_DEVICE CellPlace cell_place(unsigned i, unsigned lane) {
-  constexpr unsigned kUnitTiles = kUnits / kMmaRows;
-  return {static_cast<int>(i / kUnitTiles * 2 + lane / kMmaRows),
-          static_cast<int>(i % kUnitTiles * kMmaRows + lane % kMmaRows),
-          static_cast<int>(i * 32 + lane)};
-}
-template <int kUnits>
-FASTLSTM_DEVICE CellPlace cell_place(int i) {
-  return cell_place<kUnits>(i, device::lane());
-}
-template <int kUnits>
-FASTLSTM_DEVICE int cell_count(int rows) {
-  return rows / 2 * (kUnits / kMmaRows);
+struct GroupCells {
+  static constexpr unsigned kUnitTiles = kUnits / kMmaRows;
+  const SequenceRows& layer;
+  int H, rows, first_unit;
+  int64_t first_row;
+
+  // member: which block of the group.
+  FASTLSTM_DEVICE GroupCells(const SequenceRows& layer, const GroupPlan& plan, int member,
+                             int64_t tile)
+      : layer(layer),
+        H(static_cast<int>(layer.H)),
+        rows(plan.rows),
+        first_unit(member * kUnits),
+        first_row(tile * plan.rows) {}
+
+  // A warp computes 32 at a time, every kGroupWarps-th such set of the block.
+  FASTLSTM_DEVICE int sets() const { return rows / 2 * kUnitTiles; }
+  // Of a lane in the i-th set.
+  FASTLSTM_DEVICE static CellPlace of_set(unsigned i, unsigned lane) {
+    return {static_cast<int>(i / kUnitTiles * 2 + lane / kMmaRows),
+            static_cast<int>(i % kUnitTiles * kMmaRows + lane % kMmaRows),
+            static_cast<int>(i * 32 + lane)};
+  }
+  FASTLSTM_DEVICE static CellPlace of_set(int i) { return of_set(i, device::lane()); }
+  template <class F>
+  FASTLSTM_DEVICE void for_each(F&& f) const {
+    for (int i = device::warp(); i < sets(); i += kGroupWarps) f(of_set(i));
+  }
+
+  // In the layer and the batch.
+  FASTLSTM_DEVICE int unit(CellPlace at) const { return first_unit + at.unit; }
+  FASTLSTM_DEVICE int64_t row(CellPlace at) const { return first_row + at.row; }
+  FASTLSTM_DEVICE bool exists(CellPlace at) const { return unit(at) < H; }
+  FASTLSTM_DEVICE bool is_in_batch(CellPlace at) const { return row(at) < layer.N && exists(at); }
+  // Of a tensor [N, H].
+  FASTLSTM_DEVICE int64_t place(CellPlace at) const { return row(at) * H + unit(at); }
+};
+
+// What a cell has in shared memory for itself, in an array of those of all cells of the block that
+// begins at byte `offset`.
+template <class T>
+FASTLSTM_DEVICE T& of_cell(int offset, CellPlace at) {
+  return reinterpret_cast<T*>(device::shared_memory<char>() + offset)[at.index];
 }
 
 // Sums that warps have of a part of K each: [part, row of the batch, row of W]. The rows of W are

@@ -57,8 +57,7 @@ class ClusterArrivals {
 
 // Into the shared memory of all blocks of the cluster, where two buffers are enough: who sends what
 // enters step s + 2 has received what enters step s + 1, which a block sends only after the barrier
-// behind its products of step s. After its last step a block may leave: it has received all that is
-// ever sent to it.
+// behind its products of step s.
 template <class S>
 class ClusterGather {
  public:
@@ -104,8 +103,7 @@ class GridGather {
 
   FASTLSTM_DEVICE GridGather(const GroupFwd<S>& p, const FwdLayout& layout, char* shared,
                              int64_t job)
-      : row_bytes_(layout.row_bytes),
-        tiles_(shared + layout.tiles),
+      : rows_(shared + layout.tiles, layout.row_bytes),
         row_chunks_(p.plan.units * p.plan.blocks / kPerChunk<S>),
         batch_rows_(batch_rows(p, job)),
         chunks_(batch_rows_ * row_chunks_),
@@ -118,7 +116,7 @@ class GridGather {
     slots_ = static_cast<Word4*>(p.exchange) + job * steps * slot_chunks_;
   }
 
-  FASTLSTM_DEVICE OperandRows<S> rows(int64_t) const { return {tiles_, row_bytes_}; }
+  FASTLSTM_DEVICE OperandRows<S> rows(int64_t) const { return rows_; }
   FASTLSTM_DEVICE void start() const {}
   FASTLSTM_DEVICE void receive(int64_t s) const {
     const Word4* from = slot(s);
@@ -178,13 +176,12 @@ class GridGather {
     }
     FASTLSTM_UNROLL
     for (int i = 0; i < kBatch; ++i) {
-      if (first + i * kGroupThreads < chunks_) *rows(0).chunk_at(at.row, at.chunk) = v[i];
+      if (first + i * kGroupThreads < chunks_) *rows_.chunk_at(at.row, at.chunk) = v[i];
       advance(at);
     }
   }
 
-  int row_bytes_;
-  char* tiles_;
+  OperandRows<S> rows_;
   int row_chunks_, batch_rows_, chunks_, slot_chunks_;
   Place first_, step_;
   Word4* slots_;

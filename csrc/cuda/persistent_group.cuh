@@ -21,6 +21,9 @@ FASTLSTM_KERNEL void FASTLSTM_LAUNCH_BOUNDS(kGroupThreads, 1)
     const GroupPlace here(p.plan);
     Job work(p, here, here.group);
     work();
+    // A block has all that was sent to it when it gets here, but what it sent may still be under
+    // way, and CUDA wants accesses to other blocks done before one leaves.
+    device::cluster_sync();
   } else {
     const GroupPlace here(p.plan);
     const int64_t jobs = job_count(p.sequence.rows.N, p.sequence.directions, p.plan);

@@ -1,9 +1,10 @@
-// The steps of a batch tile: which rows they have, where those lie, and where a sequence begins
-// anew.
+// The steps of a batch tile: which rows they have, where a sequence begins anew, and what the cells
+// of a row, one for each unit, read and write of the layer's tensors (sequence.h).
 #pragma once
 
 #include "persistent_product.cuh"
 #include "sequence.h"
+#include "step.cuh"
 
 namespace fastlstm {
 namespace cuda {
@@ -65,13 +66,23 @@ struct FwdRow {
   bool cut;         // no state enters
 };
 
-// The steps of a tile in one launch, in the order in which they are taken.
-template <class S>
+// The steps of a tile in one launch, in the order in which they are taken. at: the place of a cell
+// in a tensor [N, H].
+template <template <class> class Cell, class S>
 class FwdSteps {
+  using V = Lane<float>;
+  static constexpr CellTraits kTraits = Cell<V>::kTraits;
+
  public:
+  using Row = FwdRow;
+  // Of a step.
+  struct Outputs {
+    V h, state, reserve[kTraits.reserve ? kTraits.reserve : 1];
+  };
+
   FASTLSTM_DEVICE FwdSteps(const SequenceFwd<S>& p, const SequenceFwdDirection<S>& d,
                            int64_t first_row)
-      : p_(p), d_(d), rows_(p.rows, d.reverse) {
+      : p_(p), d_(d), H_(static_cast<int>(p.rows.H)), rows_(p.rows, d.reverse) {
     const int64_t end = rows_.steps_of(first_row);
     const int64_t last = (end < d.t_end ? end : d.t_end) - 1;
     count_ = last < d.t_begin ? 0 : last + 1 - d.t_begin;
@@ -93,9 +104,34 @@ class FwdSteps {
     return row;
   }
 
+  // Returns h as W_hh is to see it.
+  FASTLSTM_DEVICE V load_states(int64_t at, V& state) const {
+    const V h = load(d_.h_begin + at);
+    store(d_.h_end + at, h);  // of rows without a step
+    state = d_.state ? V{d_.state[at]} : h;
+    return h;
+  }
+  FASTLSTM_DEVICE void store_states(int64_t at, V h, V state) const {
+    store(d_.h_end + at, h);
+    if (d_.state) d_.state[at] = state.v;
+  }
+  FASTLSTM_DEVICE const float* igate(int64_t row, int g, int unit) const {
+    return d_.igates + (row * kTraits.gates + g) * H_ + unit;
+  }
+  FASTLSTM_DEVICE void store_outputs(const FwdRow& now, int unit, const Outputs& made) const {
+    store(d_.h + now.place * p_.h_stride + unit, made.h);
+    if (d_.c) d_.c[now.place * p_.c_stride + unit] = made.state.v;
+    if (d_.reserve) {
+      FASTLSTM_UNROLL
+      for (int g = 0; g < kTraits.reserve; ++g)
+        store(d_.reserve + (now.compact * kTraits.reserve + g) * H_ + unit, made.reserve[g]);
+    }
+  }
+
  private:
   const SequenceFwd<S>& p_;
   const SequenceFwdDirection<S>& d_;
+  const int H_;
   const DirectionRows rows_;
   int64_t first_, count_;
 };
@@ -109,15 +145,38 @@ struct BwdRow {
   bool cut;  // no state enters
 };
 
-template <class S>
+template <template <class> class Cell, class S>
 class BwdSteps {
+  using V = Lane<float>;
+  using C = Cell<V>;
+  static constexpr CellTraits kTraits = C::kTraits;
+  static constexpr int kReserve = kTraits.reserve, kDgates = kTraits.dgates;
+
  public:
+  using Row = BwdRow;
+  struct Gradients {
+    V dh, carry;
+  };
+  // Of a step. As they lie in memory, as long as they only wait.
+  struct Inputs {
+    S reserve[kReserve ? kReserve : 1], dy;
+    float dc;
+    V state_before;
+    FASTLSTM_DEVICE void get_reserve(V (&numbers)[kReserve ? kReserve : 1]) const {
+      FASTLSTM_UNROLL
+      for (int g = 0; g < kReserve; ++g) numbers[g] = load(&reserve[g]);
+    }
+  };
+
   FASTLSTM_DEVICE BwdSteps(const SequenceBwd<S>& p, const SequenceBwdDirection<S>& d,
                            int64_t first_row)
-      : p_(p), d_(d), rows_(p.rows, d.reverse), count_(rows_.steps_of(first_row)) {}
+      : p_(p),
+        d_(d),
+        H_(static_cast<int>(p.rows.H)),
+        rows_(p.rows, d.reverse),
+        count_(rows_.steps_of(first_row)) {}
 
   FASTLSTM_DEVICE int64_t count() const { return count_; }
-  FASTLSTM_DEVICE int64_t time(int64_t s) const { return d_.reverse ? s : count_ - 1 - s; }
   FASTLSTM_DEVICE BwdRow look_up(int64_t s, int64_t n) const {
     BwdRow row = {-1, -1, -1, false, false};
     if (s >= count_) return row;
@@ -133,40 +192,89 @@ class BwdSteps {
     row.cut = rows_.is_cut(t, n, b);
     return row;
   }
-  // Where row n lies in the buffers of states after the step that is taken first; -1: it has none.
-  FASTLSTM_DEVICE int64_t last_place(int64_t n) const {
+
+  FASTLSTM_DEVICE Gradients load_gradients(int64_t at) const {
+    return {{d_.dh[at]}, {kTraits.has_carry && d_.carry ? d_.carry[at] : 0}};
+  }
+  FASTLSTM_DEVICE void store_gradients(int64_t at, Gradients d) const {
+    d_.dh[at] = d.dh.v;
+    if (kTraits.has_carry && d_.carry) d_.carry[at] = d.carry.v;
+  }
+  // After the step that is taken first, where row n has it; those of the others are states before a
+  // step.
+  FASTLSTM_DEVICE V load_last_state(int64_t n, int unit) const {
     const int64_t t = time(0);
-    return rows_.has(t, n) ? rows_.place(t) + rows_.batch_row(n) : -1;
+    if (!C::kBwdReadsState || !rows_.has(t, n)) return V::broadcast(0);
+    return load_state(false, rows_.place(t) + rows_.batch_row(n), unit);
+  }
+  FASTLSTM_DEVICE Inputs load_inputs(int64_t s, const BwdRow& now, int unit) const {
+    Inputs in = {};
+    if ((C::kBwdReadsState || C::kBwdReadsPrevState) && now.before >= 0)
+      in.state_before = load_state(now.before_is_initial, now.before, unit);
+    if (now.compact < 0) return in;
+    const int64_t t = time(s);
+    FASTLSTM_UNROLL
+    for (int g = 0; g < kReserve; ++g)
+      in.reserve[g] = d_.reserve[(now.compact * kReserve + g) * H_ + unit];
+    if (d_.dy) in.dy = d_.dy[t * p_.dy_t_stride + now.grad * p_.dy_n_stride + unit];
+    if (d_.dc_seq) in.dc = d_.dc_seq[t * p_.dc_seq_t_stride + now.grad * p_.dc_seq_n_stride + unit];
+    return in;
+  }
+  FASTLSTM_DEVICE void store_dgates(const BwdRow& now, int unit, const V (&dgates)[kDgates]) const {
+    FASTLSTM_UNROLL
+    for (int g = 0; g < kDgates; ++g)
+      store(d_.dgates + (now.compact * kDgates + g) * H_ + unit, dgates[g]);
   }
 
  private:
+  FASTLSTM_DEVICE int64_t time(int64_t s) const { return d_.reverse ? s : count_ - 1 - s; }
+  FASTLSTM_DEVICE V load_state(bool initial, int64_t place, int unit) const {
+    if constexpr (kTraits.has_c) {
+      return {(initial ? d_.c_initial : d_.c)[place * p_.c_stride + unit]};
+    } else {
+      return load((initial ? d_.h_initial : d_.h) + place * p_.h_stride + unit);
+    }
+  }
+
   const SequenceBwd<S>& p_;
   const SequenceBwdDirection<S>& d_;
+  const int H_;
   const DirectionRows rows_;
   const int64_t count_;
 };
 
+static_assert(sizeof(FwdRow) == kQueueRowBytes && sizeof(BwdRow) == kQueueRowBytes,
+              "group_layout.h keeps so many bytes for a row of a RowQueue");
+
 // What is known of the rows of coming steps, in shared memory: some threads look it up, one a row,
 // while all others compute. Beside registers it saves waiting for one load after the other.
-static_assert(sizeof(FwdRow) == kQueueRowBytes && sizeof(BwdRow) == kQueueRowBytes,
-              "what group_layout.h keeps for a queue");
-
-template <class Row>
+template <class Steps>
 class RowQueue {
- public:
-  // rows: a step.
-  FASTLSTM_DEVICE RowQueue(void* shared, int rows)
-      : rows_(static_cast<Row*>(shared)), row_count_(rows) {}
+  using Row = typename Steps::Row;
 
-  FASTLSTM_DEVICE bool is_mine() const { return static_cast<int>(threadIdx.x) < row_count_; }
+ public:
+  // rows: of a step, from first_row of the batch on.
+  FASTLSTM_DEVICE RowQueue(void* shared, int64_t first_row, int rows)
+      : rows_(static_cast<Row*>(shared)), first_row_(first_row), row_count_(rows) {}
+
+  // Asks for the rows of step s, for which nothing waits before push(s).
+  FASTLSTM_DEVICE void look_up(const Steps& steps, int64_t s) {
+    if (is_mine()) coming_ = steps.look_up(s, first_row_ + threadIdx.x);
+  }
   // Goes before the barrier of step s - 1, or of one before it.
-  FASTLSTM_DEVICE void push(int64_t s, const Row& row) const { slot(s)[threadIdx.x] = row; }
+  FASTLSTM_DEVICE void push(int64_t s) const {
+    if (is_mine()) slot(s)[threadIdx.x] = coming_;
+  }
   FASTLSTM_DEVICE const Row& at(int64_t s, int row) const { return slot(s)[row]; }
 
  private:
+  FASTLSTM_DEVICE bool is_mine() const { return static_cast<int>(threadIdx.x) < row_count_; }
   FASTLSTM_DEVICE Row* slot(int64_t s) const { return rows_ + s % kQueueSteps * row_count_; }
-  Row* rows_;
+
+  Row* const rows_;
+  const int64_t first_row_;
   const int row_count_;
+  Row coming_{};
 };
 
 }  // namespace cuda

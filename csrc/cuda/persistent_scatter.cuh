@@ -17,16 +17,18 @@ namespace cuda {
 
 // The piece of a lane, permuted so that neither the 8 lanes that store at a time nor those that
 // read words of them conflict.
-FASTLSTM_DEVICE unsigned part_piece(unsigned row_tile, unsigned unit_tile, unsigned unit_tiles,
-                                    unsigned lane) {
+template <int kUnits>
+FASTLSTM_DEVICE unsigned part_piece(unsigned row_tile, unsigned unit_tile, unsigned lane) {
+  constexpr unsigned kUnitTiles = kUnits / kMmaRows;
   const unsigned g = lane / 4, p = lane % 4;
-  return (row_tile * unit_tiles + unit_tile) * 32 + p * 8 + (g ^ 2 * p);
+  return (row_tile * kUnitTiles + unit_tile % kUnitTiles) * 32 + p * 8 + (g ^ 2 * p);
 }
 // Of unit and row, among those of a block: its word in a part. Lanes that have 16 units in rows 2 p
 // and 2 p + 1 read 32 adjacent words.
-FASTLSTM_DEVICE unsigned part_word(unsigned row, unsigned unit, unsigned unit_tiles) {
+template <int kUnits>
+FASTLSTM_DEVICE unsigned part_word(unsigned row, unsigned unit) {
   const unsigned lane = unit % 8 * 4 + row % kRowTile / 2;
-  return part_piece(row / kRowTile, unit / kMmaRows, unit_tiles, lane) * kChunkWords +
+  return part_piece<kUnits>(row / kRowTile, unit / kMmaRows, lane) * kChunkWords +
          unit % kMmaRows / 8 * 2 + row % 2;
 }
 
@@ -54,15 +56,15 @@ class ClusterScatter {
 
   FASTLSTM_DEVICE void start() const { arrivals_.start(); }
   FASTLSTM_DEVICE void send(int64_t s, int unit_tile, int row_tile, const float (&d)[4]) const {
-    const int owner = unit_tile / kUnitTiles;
-    const int piece = part_piece(row_tile, unit_tile % kUnitTiles, kUnitTiles, device::lane());
+    const int owner = unit_tile * kMmaRows / kUnits;
+    const int piece = part_piece<kUnits>(row_tile, unit_tile, device::lane());
     device::store_async_16(
         device::cluster_shared(reinterpret_cast<Word4*>(part(s, member_)) + piece, owner),
         words_of(d), device::cluster_shared(arrivals_.at(s), owner));
   }
   FASTLSTM_DEVICE void receive(int64_t s) const { arrivals_.wait(s); }
   FASTLSTM_DEVICE float sum(int64_t s, int row, int unit) const {
-    const int word = part_word(row, unit, kUnitTiles);
+    const int word = part_word<kUnits>(row, unit);
     float sum = 0;
     for (int block = 0; block < blocks_; ++block)
       sum += reinterpret_cast<const float*>(part(s, block))[word];
@@ -71,8 +73,6 @@ class ClusterScatter {
   FASTLSTM_DEVICE void finish() const {}
 
  private:
-  static constexpr int kUnitTiles = kUnits / kMmaRows;
-
   FASTLSTM_DEVICE char* part(int64_t s, int block) const {
     return sums_ + (s % 2 * blocks_ + block) * part_bytes_;
   }
@@ -105,8 +105,8 @@ class GridScatter {
 
   FASTLSTM_DEVICE void start() const {}
   FASTLSTM_DEVICE void send(int64_t s, int unit_tile, int row_tile, const float (&d)[4]) const {
-    const int owner = unit_tile / kUnitTiles;
-    const int piece = part_piece(row_tile, unit_tile % kUnitTiles, kUnitTiles, device::lane());
+    const int owner = unit_tile * kMmaRows / kUnits;
+    const int piece = part_piece<kUnits>(row_tile, unit_tile, device::lane());
     device::store_relaxed_16(part(s, owner, member_) + piece, words_of(d));
   }
   // Every piece is read by kParts threads, each of every kParts-th block.
@@ -125,7 +125,7 @@ class GridScatter {
     device::sync_block();
   }
   FASTLSTM_DEVICE float sum(int64_t, int row, int unit) const {
-    const int word = part_word(row, unit, kUnitTiles);
+    const int word = part_word<kUnits>(row, unit);
     float sum = 0;
     FASTLSTM_UNROLL
     for (int i = 0; i < kParts; ++i)
@@ -138,7 +138,7 @@ class GridScatter {
   }
 
  private:
-  static constexpr int kUnitTiles = kUnits / kMmaRows, kParts = grid_sum_parts(kUnits);
+  static constexpr int kParts = grid_sum_parts(kUnits);
   // Loads of a thread under way at a time: the way to L2 is long.
   static constexpr int kBatch = 4;
 
