@@ -31,46 +31,34 @@ struct WholeWarps {
   }
 };
 
-// Without a limit to how long a look may sleep, which makes a second look of each.
+// Looks that sleep for as long as the hardware likes, which makes one look of two. kRelaxed: with a
+// fence behind them that acquires from shared memory of the cluster alone; looks that acquire empty
+// the L1 cache as well.
+template <bool kRelaxed>
 struct UnlimitedLooks {
   FASTLSTM_DEVICE static void wait(uint64_t* barrier, int parity, int most_looks) {
     Patience patience(most_looks);
     while (!is_over(barrier, parity)) patience.look();
-  }
-  FASTLSTM_DEVICE static bool is_over(uint64_t* barrier, int parity) {
-    uint32_t over = 0;
 #if __CUDA_ARCH__ >= 900
-    asm volatile(
-        "{\n\t.reg .pred p;\n\t"
-        "mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 p, [%1], %2;\n\t"
-        "selp.u32 %0, 1, 0, p;\n\t}"
-        : "=r"(over)
-        : "r"(shared_address(barrier)), "r"(parity)
-        : "memory");
-#endif
-    return over != 0;
-  }
-};
-
-// To acquire from shared memory of the cluster alone: acquiring looks also empty the L1 cache.
-struct RelaxedLooks {
-  FASTLSTM_DEVICE static void wait(uint64_t* barrier, int parity, int most_looks) {
-    Patience patience(most_looks);
-    while (!is_over(barrier, parity)) patience.look();
-#if __CUDA_ARCH__ >= 900
-    asm volatile("fence.acquire.sync_restrict::shared::cluster.cluster;" : : : "memory");
+    if (kRelaxed)
+      asm volatile("fence.acquire.sync_restrict::shared::cluster.cluster;" : : : "memory");
 #endif
   }
   FASTLSTM_DEVICE static bool is_over(uint64_t* barrier, int parity) {
     uint32_t over = 0;
 #if __CUDA_ARCH__ >= 900
-    asm volatile(
-        "{\n\t.reg .pred p;\n\t"
-        "mbarrier.try_wait.parity.relaxed.cluster.shared::cta.b64 p, [%1], %2;\n\t"
-        "selp.u32 %0, 1, 0, p;\n\t}"
-        : "=r"(over)
-        : "r"(shared_address(barrier)), "r"(parity)
-        : "memory");
+#define FASTLSTM_TRY_WAIT(ORDER)                                                     \
+  asm volatile("{\n\t.reg .pred p;\n\tmbarrier.try_wait.parity." ORDER               \
+               ".cluster.shared::cta.b64 p, [%1], %2;\n\tselp.u32 %0, 1, 0, p;\n\t}" \
+               : "=r"(over)                                                          \
+               : "r"(shared_address(barrier)), "r"(parity)                           \
+               : "memory")
+    if constexpr (kRelaxed) {
+      FASTLSTM_TRY_WAIT("relaxed");
+    } else {
+      FASTLSTM_TRY_WAIT("acquire");
+    }
+#undef FASTLSTM_TRY_WAIT
 #endif
     return over != 0;
   }
@@ -79,11 +67,11 @@ struct RelaxedLooks {
 const Scheme kGpuSchemes[] = {
     {"grid_sync", run_steps<ThroughBarrier<GridSync>>, Kind::kCooperative, false, false},
     {"cluster_aligned", run_steps<ClusterBarrier<WholeWarps>>, Kind::kCluster, true, false},
-    {"cluster_unlimited", run_steps<ClusterAsync<Fault::kNone, UnlimitedLooks>>, Kind::kCluster,
-     true, false},
+    {"cluster_unlimited", run_steps<ClusterAsync<Fault::kNone, UnlimitedLooks<false>>>,
+     Kind::kCluster, true, false},
 #if CUDART_VERSION >= 12080  // ptxas knows the fence
-    {"cluster_relaxed", run_steps<ClusterAsync<Fault::kNone, RelaxedLooks>>, Kind::kCluster, true,
-     false},
+    {"cluster_relaxed", run_steps<ClusterAsync<Fault::kNone, UnlimitedLooks<true>>>, Kind::kCluster,
+     true, false},
 #endif
 };
 
