@@ -143,21 +143,16 @@ class Run:
                 self.findings.without.setdefault(kind_of(job), set()).add(method)
 
     def _attempt(self, job: Job) -> None:
-        impossible: list[str] = []
         for event in self._events(job):
             if "red" in event:
                 self._red(event["red"], event["lines"])
             elif "remark" in event:
                 for line in event["lines"]:
                     print(f"{event['remark']}: torch.nn does not round to TF32: {line}")
-            elif "impossible" in event:
-                impossible.append(event["impossible"])
             elif event.get("rows"):
                 self._report(job, event["rows"])
                 shared = {name: event[name] for name in ("checked_T", "sm_mhz")}
                 self._keep(job, [shared | row for row in event["rows"]])
-        if impossible:
-            print(f"not possible: {', '.join(impossible)}")
 
     def _red(self, name: str, lines: Sequence[str]) -> None:
         for line in lines:

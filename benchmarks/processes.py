@@ -6,8 +6,9 @@ import contextlib
 import os
 import signal
 import subprocess
+import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -55,8 +56,9 @@ def run_together(commands: Sequence[Command], seconds: float) -> list[Finished]:
     processes: list[subprocess.Popen] = []
     finished = []
     try:
-        for command in commands:
-            processes.append(started(command))
+        with interrupts_held():
+            for command in commands:
+                processes.append(started(command))
         for process, command in zip(processes, commands, strict=True):
             left = start + seconds - time.monotonic()
             try:
@@ -67,6 +69,22 @@ def run_together(commands: Sequence[Command], seconds: float) -> list[Finished]:
     finally:
         stop(processes)
     return finished
+
+
+@contextlib.contextmanager
+def interrupts_held() -> Iterator[None]:
+    """An interrupt is raised at the end: a process that has begun is known by then."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    held = []
+    before = signal.signal(signal.SIGINT, lambda number, _: held.append(number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+        if held:
+            signal.raise_signal(signal.SIGINT)
 
 
 def started(command: Command) -> subprocess.Popen:

@@ -25,6 +25,12 @@ class Cell:
     states: tuple[str, ...]
     options: Mapping[str, object] = field(default_factory=dict)
 
+    @property
+    def mode(self) -> str:
+        """The name that kernels have for it."""
+        nonlinearity = str(self.options.get("nonlinearity", "tanh"))
+        return self.module if self.gates > 1 else f"{self.module}_{nonlinearity.upper()}"
+
 
 CELLS: dict[str, Cell] = {
     cell.name: cell

@@ -6,10 +6,10 @@ from typing import NamedTuple
 
 import pytest
 import simt_extension
+from helpers import GATES
 
 KIB = 1024
 WORDS = ("auto", "stepwise", "block", "cluster", "grid")
-GATES = {"LSTM": 4, "GRU": 3, "RNN_TANH": 1, "RNN_RELU": 1}
 CELLS = {name: index for index, name in enumerate(GATES)}
 
 

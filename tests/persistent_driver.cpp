@@ -110,7 +110,7 @@ void launch_forward(const Run& r, const SequenceFwd<S>& p) {
   GroupFwd<S> g{p, plan_of(r), nullptr};
   const int64_t steps = p.direction[0].t_end - p.direction[0].t_begin;
   const Buffer<uint32_t> words(
-      grid_fwd_exchange_bytes(job_count(kN, 1, g.plan), steps, sizeof(S), g.plan) / 4);
+      grid_fwd_exchange_bytes(job_count(kN, 1, g.plan.rows), steps, sizeof(S), g.plan) / 4);
   words.fill(r.garbage ? 0 : kNotSent);
   g.exchange = words.data();
   const FwdLayout layout = fwd_layout(kCellTraits[kLstm], Operand<S>::kKind, exchange, kH, g.plan);
@@ -180,7 +180,7 @@ void run_backward(const Run& r, float* out) {
   d.carry = dc.data();
   d.dgates = dgates.data();
   const Buffer<float> parts(grid_bwd_exchange_bytes(g.plan) / 4);
-  const Buffer<unsigned> counters(job_count(kN, 1, g.plan) * kCounterStride);
+  const Buffer<unsigned> counters(job_count(kN, 1, g.plan.rows) * kCounterStride);
   if (!r.garbage) counters.fill(0);
   g.exchange = parts.data();
   g.counters = counters.data();

@@ -6,10 +6,12 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import simt_extension
 import torch
 from bench_stand_ins import CudaOnCpu, answer, make_place
 from cuda_devices import device
 
+import fastlstm
 from benchmarks import csv_rows, gpu_phases, gpu_profile, profile_call
 from benchmarks.gpu_workplace import Workplace
 from benchmarks.kernel_names import with_arguments
@@ -205,17 +207,20 @@ def test_one_call_is_between_start_and_stop(mode: str, monkeypatch, capsys) -> N
         return SimpleNamespace(run=run, prepare=found.prepare)
 
     monkeypatch.setattr(profile_call.layers, "contender", watched)
+    monkeypatch.setattr(profile_call, "is_stepwise", lambda *_: False)
     argv = f"--cell gru --mode {mode} --dtype bfloat16 --shape 2,3,4,5 --tf32 none"
     assert profile_call.main(argv.split(), CudaOnCpu(), profiler) == 0
     # The one before it sets up what is set up once.
     assert profiler.asked == ["run", "start", "run", "stop"]
 
 
-@pytest.mark.parametrize("word, steps, how", [("stepwise", 3, "step by step"), ("grid", 5, "one")])
+@pytest.mark.parametrize("word, steps, how", [("stepwise", 3, "step by step"), ("grid", 5, "many")])
 def test_few_steps_are_profiled_where_each_has_its_launches(
     word: str, steps: int, how: str, monkeypatch, capsys
 ) -> None:
-    """On the emulator, in float32, whose bits tell."""
+    """On the emulator."""
+    ask = simt_extension.load().cuda_choice
+    monkeypatch.setattr(fastlstm._C, "cuda_choice", ask, raising=False)
     monkeypatch.setenv("FASTLSTM_CUDA_KERNEL", word)
     argv = "--cell lstm --mode infer --dtype float32 --shape 5,3,4,20 --tf32 off"
     with device("simt"), torch.no_grad():

@@ -10,7 +10,6 @@ from cuda_devices import device
 import fastlstm
 from benchmarks import gpu_smoke
 from benchmarks.kernel_choice import METHODS, PERSISTENT, method_of
-from benchmarks.methods.choices import MODES
 from benchmarks.providers import CELLS, PROVIDERS, STEPS, Provider
 
 persistent = pytest.mark.parametrize("method", PERSISTENT)
@@ -30,7 +29,7 @@ def test_every_kernel_of_a_method(method: str) -> None:
         assert method_of(call.word) == method
         for backward in (False, True):
             found = simt_extension.load().cuda_choice(
-                mode=MODES[call.cell.name],
+                mode=call.cell.mode,
                 backward=backward,
                 T=call.shape.T,
                 N=call.shape.N,

@@ -16,6 +16,7 @@ from benchmarks import bench_methods, csv_files
 from benchmarks.bench_methods import Run
 from benchmarks.devices import DEVICES
 from benchmarks.methods import jobs, plans, process, rows, worker
+from benchmarks.methods.choices import Choice
 from benchmarks.methods.jobs import Job, LostError, Measurement
 from benchmarks.methods.process import Worker, WorkerLostError
 from benchmarks.shapes import GRIDS, Shape
@@ -195,14 +196,13 @@ def test_rows_carry_problem_and_conditions(tmp_path: Path) -> None:
     assert (torch_row["forward"], torch_row["forward_plan"]) == ("torch", "")
 
 
-def test_what_is_wrong_is_red_and_what_is_not_possible_is_said(capsys) -> None:
+def test_what_is_wrong_is_red_and_remarks_are_said(capsys) -> None:
     before = ({"at": "grid"}, {"red": "grid", "lines": ["output: error", "h_n: error"]})
-    before += ({"impossible": "cluster:16x2x8"}, {"remark": "auto", "lines": ["h_n: above"]})
+    before += ({"remark": "auto", "lines": ["h_n: above"]},)
     found, _ = run(answer(*TABLE, before=before))
     found.measure([JOB], 1.0, lambda: 0.0)
     out = capsys.readouterr().out
     assert "grid: RED  output: error\ngrid: RED  h_n: error\n" in out
-    assert "not possible: cluster:16x2x8" in out
     assert "auto: torch.nn does not round to TF32: h_n: above" in out
     assert found.summary().endswith("4 rows measured, 1 red")
 
@@ -284,7 +284,7 @@ def gpu(monkeypatch) -> None:
     monkeypatch.setattr(bench_methods, "Worker", Here)
     monkeypatch.setattr(bench_methods.torch.cuda, "get_device_properties", lambda: Properties)
     monkeypatch.setattr(plans, "words", lambda method, *_: [method])
-    monkeypatch.setattr(jobs, "same", lambda *_: False)
+    monkeypatch.setattr(jobs, "choice", lambda *asked, **_: Choice(asked[-1], 1.0))
 
 
 SMALL = "--shape 4,2,3,5 --cells gru --dtype bfloat16 --seconds 0.01 --methods grid"

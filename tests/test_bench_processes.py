@@ -9,6 +9,8 @@ import sys
 import time
 from pathlib import Path
 
+import pytest
+
 from benchmarks import processes
 from benchmarks.processes import Command, Finished, run_together
 
@@ -75,6 +77,25 @@ except KeyboardInterrupt:
     done = subprocess.run([sys.executable, "-S", "-c", code], cwd=tmp_path, timeout=60, check=False)
     assert done.returncode == 7
     assert (tmp_path / "log").read_text().split() == ["ready", "kept"]
+
+
+def test_interrupt_while_a_command_starts_stops_it(tmp_path: Path, monkeypatch) -> None:
+    begun = []
+
+    class Popen(subprocess.Popen):
+        def __init__(self, *args: object, **options: object) -> None:
+            super().__init__(*args, **options)
+            begun.append(self)
+            signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(processes.subprocess, "Popen", Popen)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            run_together([command(["sleep", "60"], tmp_path / "log")], 50)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert [process.poll() for process in begun] == [-signal.SIGINT]
 
 
 def test_commands_run_at_the_same_time_and_each_has_its_end(tmp_path: Path) -> None:

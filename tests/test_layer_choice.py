@@ -77,6 +77,7 @@ def test_what_is_left_out_is_as_the_environment_and_torch_say(monkeypatch) -> No
         ({"mode": "lstm"}, "mode must be LSTM, GRU, RNN_TANH or RNN_RELU, got lstm"),
         ({"N": -1}, "T, N and H must not be negative, got 1000, -1 and 64"),
         ({"directions": 3}, "directions must be 1 or 2, got 3"),
+        ({"dtype": torch.int32}, "dtype must be torch.float64, float32, float16 or bfloat16, got "),
         ({"wanted": "fast"}, "FASTLSTM_CUDA_KERNEL must be auto, stepwise, block"),
     ],
     ids=str,
@@ -84,8 +85,3 @@ def test_what_is_left_out_is_as_the_environment_and_torch_say(monkeypatch) -> No
 def test_what_is_wrong_is_said(change: dict, message: str) -> None:
     with pytest.raises(ValueError, match=f"^{message}"):
         layer_choice(Problem(64, N=1), **change)
-
-
-def test_integers_are_no_weights() -> None:
-    with pytest.raises(RuntimeError, match="must have dtype Double, Float, Half or BFloat16"):
-        layer_choice(Problem(64), dtype=torch.int32)

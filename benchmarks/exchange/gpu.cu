@@ -148,26 +148,6 @@ float time_graph(cudaGraphExec_t graph) {
   return watch.milliseconds();
 }
 
-template <class Kernel>
-int max_clusters(Kernel kernel, int size, int threads, int shared) {
-  const void* function = reinterpret_cast<const void*>(kernel);
-  check(cudaFuncSetAttribute(function, cudaFuncAttributeMaxDynamicSharedMemorySize, shared));
-  check(cudaFuncSetAttribute(function, cudaFuncAttributeNonPortableClusterSizeAllowed, 1));
-  cudaLaunchAttribute attribute;
-  attribute.id = cudaLaunchAttributeClusterDimension;
-  attribute.val.clusterDim.x = static_cast<unsigned>(size);
-  attribute.val.clusterDim.y = attribute.val.clusterDim.z = 1;
-  cudaLaunchConfig_t config = {};
-  config.gridDim = dim3(static_cast<unsigned>(size));
-  config.blockDim = dim3(static_cast<unsigned>(threads));
-  config.dynamicSmemBytes = static_cast<size_t>(shared);
-  config.attrs = &attribute;
-  config.numAttrs = 1;
-  int clusters = 0;
-  check(cudaOccupancyMaxActiveClusters(&clusters, function, &config));
-  return clusters;
-}
-
 }  // namespace
 
 FASTLSTM_SCHEMES(exchange_run_gpu, kGpuSchemes)
@@ -215,7 +195,8 @@ extern "C" int exchange_launches(int blocks, int threads, int count, int launche
 extern "C" int exchange_max_clusters(int size, int threads, int shared, int32_t* clusters,
                                      char* error, size_t error_bytes) {
   return report(error, error_bytes, [&] {
-    *clusters = max_clusters(run_steps<ClusterAsync<>>, size, threads, shared);
+    *clusters =
+        max_active_clusters(run_steps<ClusterAsync<>>, size, threads, static_cast<size_t>(shared));
   });
 }
 

@@ -22,7 +22,7 @@ struct Scheme {
   bool slot_a_step;  // of the state in global memory; otherwise there are two slots
 };
 
-// library.py has the same.
+// native.py has the same.
 struct Problem {
   int32_t groups, blocks, threads, chunks, steps;
   int32_t launches;

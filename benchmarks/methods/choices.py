@@ -1,4 +1,4 @@
-"""What the library takes for a word, and what it expects of that: nothing in a build without CUDA."""
+"""What the library takes for a word, and what it expects of that."""
 
 from __future__ import annotations
 
@@ -7,9 +7,8 @@ from dataclasses import dataclass
 import torch
 
 from benchmarks.kernel_choice import STEPWISE
+from benchmarks.providers import CELLS
 from benchmarks.shapes import Shape
-
-MODES = {"lstm": "LSTM", "gru": "GRU", "rnn": "RNN_TANH", "rnn_relu": "RNN_RELU"}
 
 
 @dataclass(frozen=True)
@@ -22,16 +21,13 @@ class Choice:
 
 def choice(
     cell: str, shape: Shape, dtype: str, tf32: bool | None, word: str, *, backward: bool
-) -> Choice | None:
-    """What `word` leads to for a layer with one direction on the current device; None where the
-    extension has no CUDA kernels. Raises ValueError where there is no such word."""
+) -> Choice:
+    """What `word` leads to for a layer with one direction on the current device, in a build with
+    CUDA. Raises ValueError where there is no such word."""
     from fastlstm import _C
 
-    ask = getattr(_C, "cuda_choice", None)
-    if ask is None:
-        return None
-    found = ask(
-        mode=MODES[cell],
+    found = _C.cuda_choice(
+        mode=CELLS[cell].mode,
         backward=backward,
         T=shape.T,
         N=shape.N,
@@ -53,6 +49,6 @@ def plan_word(found: dict) -> str:
     return f"{method}:{'x'.join(map(str, sizes[: 3 if method == 'cluster' else 4]))}"
 
 
-def is_possible(found: Choice | None, word: str) -> bool:
-    """Whether `word` leads to what it says, as far as is known."""
-    return found is None or word == STEPWISE or found.plan != STEPWISE
+def is_possible(found: Choice, word: str) -> bool:
+    """Whether `word` leads to what it says."""
+    return word == STEPWISE or found.plan != STEPWISE

@@ -15,7 +15,7 @@ import torch
 
 from benchmarks import equality, kernel_choice, layers
 from benchmarks.devices import Device
-from benchmarks.equality import Problem, Results
+from benchmarks.equality import Problem
 from benchmarks.kernel_choice import AUTO, STEPWISE, method_of
 from benchmarks.methods import plans
 from benchmarks.methods.choices import Choice, choice, is_possible
@@ -73,7 +73,7 @@ class Job:
             CELLS[self.cell], shape, self.mode, self.dtype_of_torch, device.tensors, self.seed
         )
 
-    def choice(self, word: str, *, backward: bool) -> Choice | None:
+    def choice(self, word: str, *, backward: bool) -> Choice:
         return choice(self.cell, self.shape, self.dtype, self.tf32, word, backward=backward)
 
 
@@ -132,27 +132,15 @@ def automatic(job: Job) -> list[str]:
 
 
 def words(job: Job, method: str) -> list[str]:
-    """The plans of `method`; those that are known to be impossible left out, and that which the
-    library would take first."""
+    """The plans of `method` that are possible, that which the library would take first."""
     backward = job.mode == "train"
     own = job.choice(method, backward=backward)
     tried = plans.words(method, job.shape.N, job.shape.H, job.multiprocessors)
-    if own is not None:
-        tried = list(dict.fromkeys([own.plan, *tried]))
-    elif tried != [method]:
-        tried = [method, *tried]
     return [
         word
-        for word in tried
+        for word in dict.fromkeys([own.plan, *tried])
         if word != STEPWISE and is_possible(job.choice(word, backward=backward), word)
     ]
-
-
-def same(a: Mapping[bool, Results], b: Mapping[bool, Results] | None) -> bool:
-    """Whether there are both, and all bits are equal."""
-    return b is not None and all(
-        torch.equal(a[state][name], b[state][name]) for state in a for name in a[state]
-    )
 
 
 class LostError(Exception):
@@ -170,12 +158,10 @@ class Measurement:
         self.job = job
         self.device = device
         self._equal: list[Candidate] = []
-        # Of what runs backward step by step, by what runs forward.
-        self._stepwise: dict[str, dict[bool, Results]] = {}
 
     def events(self) -> Iterator[dict]:
         """{"at": name} before a candidate's first call, {"red": name, "lines"} for what is wrong,
-        {"remark": name, "lines"}, {"impossible": name}; and {"rows", ...} at the end.
+        {"remark": name, "lines"}; and {"rows", ...} at the end.
 
         Raises LostError where no other call can follow.
         """
@@ -208,7 +194,6 @@ class Measurement:
                 self._equal.append(candidate)
             if event is not None:
                 yield event
-        self._stepwise.clear()
 
     def _check(self, problem: Problem, candidate: Candidate) -> dict | None:
         """What is to be said of it."""
@@ -220,22 +205,7 @@ class Measurement:
         failures, remarks = equality.judge(problem, found)
         if failures:
             return {"red": name, "lines": failures}
-        forward = candidate.forward if candidate.backward else STEPWISE
-        if candidate.varied == STEPWISE:
-            self._stepwise[forward] = found
-        elif self._is_stepwise(candidate, found, self._stepwise.get(forward)):
-            return {"impossible": name}
         return {"remark": name, "lines": remarks} if remarks else None
-
-    def _is_stepwise(
-        self, candidate: Candidate, found: Mapping, stepwise: Mapping[bool, Results] | None
-    ) -> bool:
-        """Whether what was asked for was not possible. Where the library does not say, it shows in
-        the bits: in 16 bits not for certain, as rounding may hide in which order a sum was taken."""
-        word = candidate.varied
-        if word == AUTO or self.job.choice(word, backward=bool(candidate.backward)) is not None:
-            return False
-        return same(found, stepwise)
 
     def _failed(self, name: str, error: Exception) -> dict:
         try:

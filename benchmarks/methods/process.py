@@ -84,7 +84,7 @@ class Worker:
             try:
                 event = json.loads(line)
             except ValueError:
-                # Of a kernel that says why it gives up.
+                # Of a library that prints.
                 print(line, end="", flush=True)
                 continue
             if "lost" in event:

@@ -19,6 +19,9 @@ py::dict cuda_choice(const std::string& mode, bool backward, int64_t T, int64_t 
                     " and ", H);
   TORCH_CHECK_VALUE(directions == 1 || directions == kDirections, "directions must be 1 or 2, got ",
                     directions);
+  TORCH_CHECK_VALUE(
+      dtype == at::kDouble || dtype == at::kFloat || dtype == at::kHalf || dtype == at::kBFloat16,
+      "dtype must be torch.float64, float32, float16 or bfloat16, got ", dtype);
   const LayerSizes layer{
       cell_kind(mode), backward, T, N, H, directions, dtype, tf32.value_or(allows_tf32()),
       projected};
@@ -38,8 +41,9 @@ void bind_choice(py::module_& m) {
         "The kernels that a layer would take on the current CUDA device, by csrc/cuda/heuristics.h."
         "\n\nmode: LSTM, GRU, RNN_TANH or RNN_RELU. dtype: of the weights. tf32: whether float32 "
         "products may be rounded to TF32, as torch's switch says by default. wanted: as "
-        "FASTLSTM_CUDA_KERNEL has it, which is the default. step_us is an estimate. Raises "
-        "ValueError for a mode or a word that does not exist.",
+        "FASTLSTM_CUDA_KERNEL has it, which is the default. projected: with proj_size. step_us is "
+        "an estimate. Raises ValueError for a mode, dtype, number of directions or word that does "
+        "not exist, and for negative sizes.",
         py::kw_only(), py::arg("mode"), py::arg("backward"), py::arg("T"), py::arg("N"),
         py::arg("H"), py::arg("dtype"), py::arg("directions") = 1, py::arg("tf32") = py::none(),
         py::arg("projected") = false, py::arg("wanted") = py::none());

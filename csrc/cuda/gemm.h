@@ -29,7 +29,7 @@ struct Gemm {
 };
 
 // Products on the stream that is current when it is made. One for a whole layer: to ask torch for
-// its handle takes about as long as to queue a product.
+// its handle takes time on the host. That it matters is an estimate.
 class Blas {
  public:
   // tf32: float32 operands may be rounded to 10 bits of mantissa.

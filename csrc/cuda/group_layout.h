@@ -137,13 +137,23 @@ FASTLSTM_HOST_DEVICE FwdLayout fwd_layout(CellTraits cell, Operands operands, Ex
   return l;
 }
 
+// A job is a tile of so many rows in one direction.
+FASTLSTM_HOST_DEVICE int64_t job_count(int64_t N, int directions, int rows) {
+  return directions * ceil_div<int64_t>(N, rows);
+}
+
+// A slot for h of every step of a launch, of every job; that of the last is not used.
+FASTLSTM_HOST_DEVICE int64_t grid_fwd_exchange_bytes(int64_t jobs, int64_t steps, int element_bytes,
+                                                     const GroupPlan& plan) {
+  return jobs * steps * plan.rows * plan.units * plan.blocks * element_bytes;
+}
+
 // How many of T steps a grid runs in one launch: what its blocks exchange is a part of L2, from
 // where they read it.
 FASTLSTM_HOST_DEVICE int64_t grid_fwd_steps(int64_t jobs, int element_bytes, const GroupPlan& plan,
                                             int64_t T) {
   constexpr int64_t kExchangeBytes = 16 << 20;
-  const int64_t step_bytes = jobs * plan.rows * plan.units * plan.blocks * element_bytes;
-  const int64_t steps = kExchangeBytes / step_bytes;
+  const int64_t steps = kExchangeBytes / grid_fwd_exchange_bytes(jobs, 1, element_bytes, plan);
   return steps < 1 ? 1 : steps < T ? steps : T;
 }
 

@@ -1,5 +1,5 @@
-// Every plan that is possible for a problem gets an estimate of its time (step_model.h), and the
-// least is taken. docs/cuda.md shows some of the choices.
+// Every plan that may be the best for a problem gets an estimate of its time (step_model.h), and
+// the least is taken. docs/cuda.md shows some of the choices.
 #include "heuristics.h"
 
 #include <algorithm>
@@ -53,7 +53,7 @@ class Search {
 
   void consider_block() {
     if (p_.block_shared_bytes == 0 || p_.block_shared_bytes > device_.shared_bytes) return;
-    const int64_t jobs = jobs_of(p_, kRowTile);
+    const int64_t jobs = job_count(p_.N, p_.directions, kRowTile);
     if (jobs > kMostBlocks) return;
     const GroupPlan plan = {static_cast<int>(p_.H), 1, kRowTile, static_cast<int>(jobs)};
     consider({Method::kBlock, plan, p_.block_shared_bytes, block_us(p_, device_, jobs)});
@@ -77,7 +77,8 @@ class Search {
       if (most == 0) continue;
       for_each_rows([&](int rows) {
         // As few groups as need no more waves than the most do.
-        const int64_t jobs = jobs_of(p_, rows), waves = ceil_div<int64_t>(jobs, most);
+        const int64_t jobs = job_count(p_.N, p_.directions, rows),
+                      waves = ceil_div<int64_t>(jobs, most);
         consider_grid({units, blocks, rows, static_cast<int>(ceil_div(jobs, waves))});
       });
     }
@@ -113,13 +114,14 @@ class Search {
 
   void consider_cluster(int units, int blocks, int rows) {
     const int at_once = clusters_at_once(blocks);
-    const int64_t jobs = jobs_of(p_, rows);
+    const int64_t jobs = job_count(p_.N, p_.directions, rows);
     if (at_once == 0 || jobs > kMostBlocks / blocks) return;
     consider_group(Exchange::kCluster, {units, blocks, rows, static_cast<int>(jobs)},
                    ceil_div<int64_t>(jobs, at_once));
   }
   void consider_grid(const GroupPlan& plan) {
-    consider_group(Exchange::kGrid, plan, ceil_div<int64_t>(jobs_of(p_, plan.rows), plan.groups));
+    consider_group(Exchange::kGrid, plan,
+                   ceil_div<int64_t>(job_count(p_.N, p_.directions, plan.rows), plan.groups));
   }
 
   template <class F>

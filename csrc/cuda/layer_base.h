@@ -62,7 +62,7 @@ class LayerBase {
   // The same of the buffers of states.
   int64_t buffer_row(int64_t t) const { return N_ + input_row(t); }
 
-  // Whether a state passes from step t - 1 to step t, by batch row; null where it always does.
+  // Whether no state passes from step t - 1 to step t, by batch row; null where one always does.
   const bool* cut(int64_t t) const {
     return input_.reset && t >= 0 && t < T_ ? input_.reset->const_data_ptr<bool>() + t * N_
                                             : nullptr;

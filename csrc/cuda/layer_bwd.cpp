@@ -95,7 +95,8 @@ class LayerBwd : LayerBase<S> {
     Tensor exchange, counters;
     if (choice.method == Method::kGrid) {
       exchange = this->empty_words(grid_bwd_exchange_bytes(g.plan));
-      counters = at::zeros({job_count(N_, D_, g.plan), kCounterStride}, options_.dtype(at::kInt));
+      counters =
+          at::zeros({job_count(N_, D_, g.plan.rows), kCounterStride}, options_.dtype(at::kInt));
       g.exchange = exchange.data_ptr();
       g.counters = reinterpret_cast<unsigned*>(counters.data_ptr<int32_t>());
     }

@@ -41,8 +41,8 @@ class LayerFwd : LayerBase<S> {
     int64_t steps = steps_within(stepwise ? kChunkBytes : kPersistentChunkBytes,
                                  N_ * G_ * static_cast<int64_t>(sizeof(A)), T_);
     if (choice_.method == Method::kGrid) {
-      steps = grid_fwd_steps(job_count(N_, D_, choice_.plan), this->element_bytes(), choice_.plan,
-                             steps);
+      steps = grid_fwd_steps(job_count(N_, D_, choice_.plan.rows), this->element_bytes(),
+                             choice_.plan, steps);
     }
     for (int64_t begin = 0; begin < T_; begin += steps) {
       const int64_t end = std::min(begin + steps, T_);
@@ -120,8 +120,8 @@ class LayerFwd : LayerBase<S> {
   }
 
   int64_t exchange_bytes(int64_t steps) const {
-    return grid_fwd_exchange_bytes(job_count(N_, D_, choice_.plan), steps, this->element_bytes(),
-                                   choice_.plan);
+    return grid_fwd_exchange_bytes(job_count(N_, D_, choice_.plan.rows), steps,
+                                   this->element_bytes(), choice_.plan);
   }
 
   void run(const GroupFwd<S>& g, Exchange exchange) const {

@@ -85,7 +85,7 @@ void launch_block(const BlockLaunch<P>& block, const P& p, cudaStream_t stream) 
   if (!block.kernel) {
     throw std::invalid_argument("no block holds W_hh of " + std::to_string(p.rows.H) + " units");
   }
-  const int64_t tiles = (p.rows.N + kRowTile - 1) / kRowTile;
+  const int64_t tiles = ceil_div<int64_t>(p.rows.N, kRowTile);
   device::launch(block.kernel, dim3(static_cast<unsigned>(tiles), p.directions, 1),
                  dim3(block.threads, 1, 1), block.shared_bytes, stream, p);
 }

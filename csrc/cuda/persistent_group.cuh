@@ -26,7 +26,7 @@ FASTLSTM_KERNEL void FASTLSTM_LAUNCH_BOUNDS(kGroupThreads, 1)
     device::cluster_sync();
   } else {
     const GroupPlace here(p.plan);
-    const int64_t jobs = job_count(p.sequence.rows.N, p.sequence.directions, p.plan);
+    const int64_t jobs = job_count(p.sequence.rows.N, p.sequence.directions, p.plan.rows);
     for (int64_t job = here.group; job < jobs; job += p.plan.groups) {
       Job work(p, here, job);
       work();
@@ -64,7 +64,7 @@ void check_plan(const GroupPlan& plan, Exchange exchange, const SequenceRows& ro
   check(exchange == Exchange::kGrid || plan.blocks > 1, "a cluster has two blocks at least");
   check(plan.rows > 0 && plan.rows <= kGroupThreads && plan.rows % kRowTile == 0,
         "rows must be a multiple of 8 up to 256, got " + std::to_string(plan.rows));
-  const int64_t H = rows.H, jobs = job_count(rows.N, directions, plan);
+  const int64_t H = rows.H, jobs = job_count(rows.N, directions, plan.rows);
   check(exchange == Exchange::kGrid || plan.groups == jobs,
         "a cluster takes one job: " + std::to_string(plan.groups) + " clusters for " +
             std::to_string(jobs));

@@ -37,16 +37,6 @@ constexpr uint32_t kNotSent = 0xffffffffu;
 // In words: a line of L2 for each counter.
 constexpr int kCounterStride = 32;
 
-// A tile in one direction.
-FASTLSTM_HOST_DEVICE int64_t job_count(int64_t N, int directions, const GroupPlan& plan) {
-  return directions * ceil_div<int64_t>(N, plan.rows);
-}
-
-// h of every step but the last of a launch, of every job.
-FASTLSTM_HOST_DEVICE int64_t grid_fwd_exchange_bytes(int64_t jobs, int64_t steps, int element_bytes,
-                                                     const GroupPlan& plan) {
-  return jobs * steps * plan.rows * plan.units * plan.blocks * element_bytes;
-}
 // From every block to every block of each group, twice.
 FASTLSTM_HOST_DEVICE int64_t grid_bwd_exchange_bytes(const GroupPlan& plan) {
   return int64_t{2} * 4 * plan.groups * plan.blocks * plan.blocks * plan.rows * plan.units;

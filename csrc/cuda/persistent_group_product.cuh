@@ -121,7 +121,7 @@ class FwdMatrix {
         registers_[i][tile] = shared_.at(tile);
       }
     }
-    const int slots = (blocks_ + kSplit.warps_k - 1) / kSplit.warps_k - kSplit.register_blocks;
+    const int slots = ceil_div(blocks_, kSplit.warps_k) - kSplit.register_blocks;
     for (int slot = 0; slot < slots; ++slot) fetch(slot, slot + kSplit.register_blocks);
     wait_for_fetches();
     for (int i = 0; i < slots * kTiles; ++i) shared_.make_operand<S>(i);

@@ -18,7 +18,7 @@ namespace cuda {
 using device::Word4;
 
 constexpr int kLaneRows = 2;  // of them, 2 p and 2 p + 1, are a lane's columns of D
-constexpr int kBlockWords = 16, kChunkWords = 4;
+constexpr int kBlockWords = kBlockBytes / 4, kChunkWords = 4;
 
 // How numbers enter a product: 16-bit types as they are, float rounded to TF32, Float3x in two
 // parts.
@@ -79,7 +79,7 @@ constexpr int kPerChunk = kChunkWords * Operand<S>::kPerWord;
 template <class S>
 FASTLSTM_HOST_DEVICE int blocks_of(int64_t K) {
   constexpr int kPerBlock = kBlockWords * Operand<S>::kPerWord;
-  return static_cast<int>((K + kPerBlock - 1) / kPerBlock);
+  return static_cast<int>(ceil_div<int64_t>(K, kPerBlock));
 }
 
 // X in shared memory. The chunks of 16 bytes of each row are permuted, so that no banks conflict:
@@ -92,8 +92,7 @@ class OperandTile {
       : words_(words), row_words_(row_words) {}
 
   FASTLSTM_DEVICE Word4 chunk(int block) const {
-    const int row = device::lane() / 4, chunk = 4 * block + device::lane() % 4;
-    return reinterpret_cast<const Word4*>(words_ + row * row_words_)[chunk ^ permutation(row)];
+    return *chunk_at(device::lane() / 4, 4 * block + device::lane() % 4);
   }
 
   // What this lane has of block 0, and of block 1 less the distance of two blocks: as the

@@ -65,7 +65,7 @@ struct BlockLayout {
 
   // Of a warp: units and octets of rows of W.
   FASTLSTM_HOST_DEVICE BlockLayout(int units, int octets, int register_blocks, int64_t H, int64_t K)
-      : threads(32 * static_cast<int>((H + units - 1) / units)), blocks(blocks_of<S>(K)) {
+      : threads(32 * static_cast<int>(ceil_div<int64_t>(H, units))), blocks(blocks_of<S>(K)) {
     const int shared_blocks = blocks > register_blocks ? blocks - register_blocks : 0;
     matrix_words = (shared_blocks > 0 ? shared_blocks : 1) * octets * threads * kChunkWords;
     row_words = padded_row_bytes(register_blocks + shared_blocks) / 4;

@@ -48,8 +48,7 @@ constexpr double kClocksPerGate = 0.25, kCellLatency = 370;
 constexpr double kLaunch = 2700;
 // Before the first step registers get W in some eight turns, each a way to memory. An estimate.
 constexpr double kFillLatency = 8 * 600;
-// Of a step by itself: its launches, and what the host does for them. 7 to 10 us are seen for
-// layers of cuDNN and cuBLAS that work in this way.
+// Of a step by itself: its launches, and what the host does for them. An estimate.
 constexpr double kStepwiseLatency = 8 * kClocksPerUs;
 
 // mma, of m16n8k16 or with TF32 m16n8k8, a clock: from data sheets. On sm_90 mma gets to 62 % of
@@ -76,8 +75,6 @@ std::optional<Operands> operands_of(const Problem& p, const DeviceProperties& de
       return std::nullopt;
   }
 }
-
-int64_t jobs_of(const Problem& p, int rows) { return p.directions * ceil_div<int64_t>(p.N, rows); }
 
 namespace {
 
@@ -251,8 +248,9 @@ double group_us(const Problem& p, const DeviceProperties& device, Exchange excha
       grid ? grid_clocks(work, p, device, plan.groups * plan.blocks) : cluster_clocks(work);
   // Before the kernel, words or counters of a grid are set, and backward has W_hh transposed.
   Once once{};
-  once.steps =
-      grid && !p.backward ? grid_fwd_steps(jobs_of(p, plan.rows), p.element_bytes, plan, p.T) : p.T;
+  once.steps = grid && !p.backward ? grid_fwd_steps(job_count(p.N, p.directions, plan.rows),
+                                                    p.element_bytes, plan, p.T)
+                                   : p.T;
   once.launches = 1 + (grid ? 1 : 0) + (p.backward ? p.directions : 0);
   once.load = load_clocks(p, plan.units);
   once.copies = p.backward ? transposition_clocks(p, device) : 0;

@@ -12,8 +12,6 @@ namespace cuda {
 
 // How numbers would enter the products of tensor cores; none where the device has none for them.
 std::optional<Operands> operands_of(const Problem& p, const DeviceProperties& device);
-// Tiles of `rows` rows of the batch, in every direction.
-int64_t jobs_of(const Problem& p, int rows);
 
 double stepwise_us(const Problem& p, const DeviceProperties& device);
 double block_us(const Problem& p, const DeviceProperties& device, int64_t jobs);
