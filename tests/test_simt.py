@@ -79,29 +79,6 @@ def test_tf32_rounds_to_nearest_away(machine: Library) -> None:
     np.testing.assert_array_equal(out[:4], np.float32([1 + 2.0**-10, 1, -1 - 2.0**-10, np.inf]))
 
 
-def expected_shuffles(x: NDArray) -> NDArray:
-    lane = np.arange(32)
-    out = np.empty((2, 32, 9))
-    for w in range(2):
-        v, base = x[32 * w : 32 * w + 32], lane // 16 * 16 * w
-        down, up, far = (3, 4, 16) if w == 0 else (0, 0, 0)
-        columns = [v[base + (lane * 7 + 3) % 16], v[base], v[lane ^ 5], v[lane ^ 15]]
-        columns += [v[np.where(lane + down < 32, lane + down, lane)]]
-        columns += [v[np.where(lane >= n, lane - n, lane)] for n in (up, far)]
-        votes = (v > 0).astype(np.uint64) << lane.astype(np.uint64)
-        same = np.ones((32, 32), bool) if w == 0 else lane[:, None] // 16 == lane // 16
-        columns += [(votes * same).sum(1), lane + 32 * w]
-        out[w] = np.stack(columns, 1)
-    return out.reshape(64, 9)
-
-
-def test_shuffles_and_ballots(machine: Library) -> None:
-    x = np.abs(integers(64)).astype(np.float64)
-    for seed in SEEDS:
-        out = machine.run("shuffles", x, np.zeros((64, 9)), seed)
-        np.testing.assert_array_equal(out, expected_shuffles(x))
-
-
 def test_copies_in_a_pipeline(machine: Library) -> None:
     x = integers(7, 4 * THREADS)
     valid = np.arange(4 * THREADS) // 4 % 2 == 0
@@ -119,30 +96,18 @@ def test_copies_of_4_bytes(machine: Library) -> None:
         np.testing.assert_array_equal(out, expected)
 
 
-def test_ldmatrix(machine: Library) -> None:
-    tile = np.arange(4 * 64, dtype=np.uint16).reshape(4, 8, 8)
-    out = machine.run("matrices", tile, np.zeros((2, 32, 4), np.uint32)).view(np.uint16)
-    # [lane = (row, pair), matrix, element of the pair]
-    rows = tile.reshape(4, 8, 4, 2).transpose(1, 2, 0, 3).reshape(32, 8)
-    columns = tile.transpose(0, 2, 1).reshape(4, 8, 4, 2).transpose(1, 2, 0, 3).reshape(32, 8)
-    np.testing.assert_array_equal(out[0], rows)
-    np.testing.assert_array_equal(out[1], columns)
-
-
 def as_type(x: NDArray, dtype: str) -> NDArray:
     """The bits of whole numbers, which both types hold exactly."""
     return x.astype(np.float16) if dtype == "f16" else (x.view(np.uint32) >> 16).astype(np.uint16)
 
 
-@pytest.mark.parametrize("layout", ["", "_trans"])
 @pytest.mark.parametrize("dtype", ["f16", "bf16"])
 @pytest.mark.parametrize("depth", [16, 80])
-def test_16_bit_product_is_exact(machine: Library, dtype: str, layout: str, depth: int) -> None:
+def test_16_bit_product_is_exact(machine: Library, dtype: str, depth: int) -> None:
     a, b = integers(32, depth), integers(16, depth, seed=1)
-    second = b.T if layout else b
-    operands = np.concatenate([as_type(x.ravel().copy(), dtype) for x in (a, second)])
+    operands = np.concatenate([as_type(x.ravel(), dtype) for x in (a, b)])
     for seed in SEEDS:
-        out = machine.run(f"gemm_{dtype}{layout}", operands, np.zeros((32, 16), np.float32), seed)
+        out = machine.run(f"gemm_{dtype}", operands, np.zeros((32, 16), np.float32), seed)
         np.testing.assert_array_equal(out, a.astype(np.float64) @ b.T)
 
 
@@ -182,10 +147,12 @@ def test_cluster_exchange(machine: Library) -> None:
 
 def test_cluster_async_stores(machine: Library) -> None:
     x = np.arange(2 * 4 * THREADS * 4, dtype=np.uint32).reshape(2, 4, THREADS, 4)
+    factors = np.arange(1, 5, dtype=np.uint32)[:, None, None]
     expected = x
     for _ in range(STEPS):
-        expected = expected + np.arange(1, 5, dtype=np.uint32)[:, None, None]
-        expected = np.roll(expected, (1, -1), (1, 2))
+        sent = np.roll(expected + factors, -1, 2)
+        expected = (factors * sent).sum(1, np.uint32, keepdims=True)
+    expected = np.broadcast_to(expected, x.shape)
     for seed in SCHEDULES:
         out = machine.run("cluster_async", x, np.zeros_like(x), seed)
         np.testing.assert_array_equal(out, expected)
@@ -231,16 +198,13 @@ def max_active(machine: Library, cluster_size: int, threads: int = 32, shared: i
 
 
 def test_what_a_device_has_room_for(machine: Library) -> None:
-    assert max_active(machine, 0) >= 1
-    assert max_active(machine, 0, shared=200_000) == 1
     clusters = [max_active(machine, size, shared=200_000) for size in (1, 2, 4, 8)]
     assert all(a >= 2 * b > 0 for a, b in zip(clusters, clusters[1:], strict=False))
 
 
 def test_there_is_no_room_for_what_a_launch_refuses(machine: Library) -> None:
-    for size in (0, 4):
-        assert max_active(machine, size, threads=1056) == 0
-        assert max_active(machine, size, shared=1 << 20) == 0
+    assert max_active(machine, 4, threads=1056) == 0
+    assert max_active(machine, 4, shared=1 << 20) == 0
     assert max_active(machine, 32) == 0
     # Nor does it leave an error behind.
     machine.run("indices", np.zeros(1), np.zeros((12, 64), np.uint32))
@@ -248,10 +212,10 @@ def test_there_is_no_room_for_what_a_launch_refuses(machine: Library) -> None:
 
 def test_room_in_the_emulator() -> None:
     emulator = simt_selftest.emulator()
-    assert [max_active(emulator, size) for size in (0, 1, 4, 8, 16)] == [1, 132, 33, 16, 8]
+    assert [max_active(emulator, size) for size in (1, 4, 8, 16)] == [132, 33, 16, 8]
     emulator.set_max_resident_blocks(20)
     try:
-        assert [max_active(emulator, size) for size in (0, 1, 8, 16)] == [1, 20, 2, 1]
+        assert [max_active(emulator, size) for size in (1, 8, 16)] == [20, 2, 1]
     finally:
         emulator.set_max_resident_blocks(132)
 
@@ -265,10 +229,10 @@ def test_data_that_is_its_own_flag(machine: Library) -> None:
 
 
 def test_release_and_acquire(machine: Library) -> None:
-    x = integers(THREADS)
+    x = integers(4 * THREADS)
     for seed in SCHEDULES:
-        out = machine.run("messages", x, np.zeros((3, THREADS), np.float32), seed)
-        np.testing.assert_array_equal(out, [x, 2 * x, 2 * x + 1])
+        out = machine.run("messages", x, np.zeros((3, x.size), np.float32), seed)
+        np.testing.assert_array_equal(out, [x, 2 * x, 2 * x])
 
 
 def test_trap_names_its_reason() -> None:

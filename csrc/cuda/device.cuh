@@ -1,6 +1,7 @@
-// Everything a kernel needs of the hardware, each a small function with a name. Kernels contain no
-// PTX and no #ifdef, so that the same source compiles twice: with nvcc, and with FASTLSTM_SIMT with
-// any C++ compiler, where tests/simt/device_simt.h has the same functions for its emulator.
+// What the kernels take from the hardware, each a small function with a name; what none of them
+// calls is not here. Kernels contain no PTX and no #ifdef, so that the same source compiles twice:
+// with nvcc, and with FASTLSTM_SIMT with any C++ compiler, where tests/simt/device_simt.h has the
+// same functions for its emulator.
 //
 // A kernel is `template <...> FASTLSTM_KERNEL void name(const Params p)`: one plain struct of at
 // most 4 KB, and locals without destructors. Blocks are one-dimensional as far as lane() and warp()
@@ -30,6 +31,14 @@ template <class T>
 struct Identity {
   using type = T;
 };
+
+template <class To, class From>
+FASTLSTM_HOST_DEVICE To bit_cast(const From& from) {
+  static_assert(sizeof(To) == sizeof(From), "bit_cast");
+  To to;
+  memcpy(&to, &from, sizeof to);
+  return to;
+}
 
 }  // namespace device
 }  // namespace fastlstm

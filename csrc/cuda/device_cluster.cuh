@@ -15,11 +15,6 @@ constexpr bool kHasClusters = false;
 
 // ---- clusters ----
 
-FASTLSTM_DEVICE int cluster_rank() {
-  int rank = 0;
-  FASTLSTM_SM90(asm("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank)));
-  return rank;
-}
 FASTLSTM_DEVICE int cluster_size() {
   int size = 1;
   FASTLSTM_SM90(asm("mov.u32 %0, %%cluster_nctarank;" : "=r"(size)));
@@ -60,16 +55,6 @@ FASTLSTM_DEVICE void mbarrier_init(uint64_t* barrier, int arrivals) {
       "mbarrier.init.shared::cta.b64 [%0], %1;\n\tfence.mbarrier_init.release.cluster;" : : "r"(
           shared_address(barrier)),
       "r"(arrivals) : "memory"));
-}
-FASTLSTM_DEVICE void mbarrier_arrive(uint64_t* barrier) {
-  FASTLSTM_SM90(asm volatile(
-      "mbarrier.arrive.shared::cta.b64 _, [%0];" : : "r"(shared_address(barrier)) : "memory"));
-}
-// On a barrier of any block of the cluster: an address from cluster_shared. What the thread stored
-// there before is seen by those who wait.
-FASTLSTM_DEVICE void mbarrier_arrive_remote(uint64_t* remote_barrier) {
-  FASTLSTM_SM90(asm volatile("mbarrier.arrive.release.cluster.shared::cluster.b64 _, [%0];" : : "r"(
-      shared_address(remote_barrier)) : "memory"));
 }
 // Arrives, and adds bytes to those that must come in this phase.
 FASTLSTM_DEVICE void mbarrier_expect_tx(uint64_t* barrier, int bytes) {

@@ -35,29 +35,8 @@ FASTLSTM_DEVICE int lane() {
 FASTLSTM_DEVICE int warp() { return static_cast<int>(threadIdx.x / 32); }
 
 FASTLSTM_DEVICE void sync_block() { __syncthreads(); }
-FASTLSTM_DEVICE void sync_warp(unsigned mask = 0xffffffffu) { __syncwarp(mask); }
-
-// For scalars of 4 and 8 bytes. Every lane of mask calls, and reads from a lane of mask; past the
-// ends of the warp, up and down return the lane's own value.
-template <class T>
-FASTLSTM_DEVICE T shuffle(unsigned mask, T value, int source) {
-  return __shfl_sync(mask, value, source);
-}
-template <class T>
-FASTLSTM_DEVICE T shuffle_xor(unsigned mask, T value, int lane_mask) {
-  return __shfl_xor_sync(mask, value, lane_mask);
-}
-template <class T>
-FASTLSTM_DEVICE T shuffle_down(unsigned mask, T value, unsigned delta) {
-  return __shfl_down_sync(mask, value, delta);
-}
-template <class T>
-FASTLSTM_DEVICE T shuffle_up(unsigned mask, T value, unsigned delta) {
-  return __shfl_up_sync(mask, value, delta);
-}
-FASTLSTM_DEVICE unsigned ballot(unsigned mask, bool predicate) {
-  return __ballot_sync(mask, predicate);
-}
+// All lanes of the warp call, none of which has left.
+FASTLSTM_DEVICE void sync_warp() { __syncwarp(); }
 
 // ---- 16-bit conversions, for half.cuh ----
 
@@ -175,28 +154,14 @@ FASTLSTM_DEVICE uint32_t to_tf32(float value) {
   return bits;
 }
 
+// ---- addresses as PTX has them ----
+
 FASTLSTM_DEVICE uint32_t shared_address(const void* shared) {
   return static_cast<uint32_t>(__cvta_generic_to_shared(shared));
 }
 // A generic address would cost a generic load or store, which first asks what memory it is in.
 FASTLSTM_DEVICE uint64_t global_address(const void* global) {
   return static_cast<uint64_t>(__cvta_generic_to_global(global));
-}
-
-// Four 8 x 8 matrices of 16-bit elements: lane l passes the address (aligned to 16) of row l % 8 of
-// matrix l / 8, and gets in r[m] the elements [g][2p], [g][2p+1] of matrix m (g, p as above), or
-// with trans [2p][g], [2p+1][g].
-FASTLSTM_DEVICE void ldmatrix_x4(uint32_t (&r)[4], const void* shared_row) {
-  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
-               : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
-               : "r"(shared_address(shared_row))
-               : "memory");
-}
-FASTLSTM_DEVICE void ldmatrix_x4_trans(uint32_t (&r)[4], const void* shared_row) {
-  asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
-               : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
-               : "r"(shared_address(shared_row))
-               : "memory");
 }
 
 // ---- asynchronous copies from global to shared memory ----
@@ -242,58 +207,7 @@ FASTLSTM_DEVICE void cp_async_wait() {
 #endif
 }
 
-// ---- global memory shared between blocks: 4 and 8 bytes, gpu scope; no shared memory ----
-
-template <class To, class From>
-FASTLSTM_HOST_DEVICE To bit_cast(const From& from) {
-  static_assert(sizeof(To) == sizeof(From), "bit_cast");
-  To to;
-  memcpy(&to, &from, sizeof to);
-  return to;
-}
-
-#define FASTLSTM_LOAD(NAME, ORDER)                          \
-  template <class T>                                        \
-  FASTLSTM_DEVICE T NAME(const T* address) {                \
-    static_assert(sizeof(T) == 4 || sizeof(T) == 8, #NAME); \
-    if constexpr (sizeof(T) == 4) {                         \
-      uint32_t bits;                                        \
-      asm volatile("ld." ORDER ".gpu.global.b32 %0, [%1];"  \
-                   : "=r"(bits)                             \
-                   : "l"(global_address(address))           \
-                   : "memory");                             \
-      return bit_cast<T>(bits);                             \
-    } else {                                                \
-      uint64_t bits;                                        \
-      asm volatile("ld." ORDER ".gpu.global.b64 %0, [%1];"  \
-                   : "=l"(bits)                             \
-                   : "l"(global_address(address))           \
-                   : "memory");                             \
-      return bit_cast<T>(bits);                             \
-    }                                                       \
-  }
-#define FASTLSTM_STORE(NAME, ORDER)                                               \
-  template <class T>                                                              \
-  FASTLSTM_DEVICE void NAME(T* address, typename Identity<T>::type value) {       \
-    static_assert(sizeof(T) == 4 || sizeof(T) == 8, #NAME);                       \
-    if constexpr (sizeof(T) == 4) {                                               \
-      asm volatile("st." ORDER ".gpu.global.b32 [%0], %1;"                        \
-                   :                                                              \
-                   : "l"(global_address(address)), "r"(bit_cast<uint32_t>(value)) \
-                   : "memory");                                                   \
-    } else {                                                                      \
-      asm volatile("st." ORDER ".gpu.global.b64 [%0], %1;"                        \
-                   :                                                              \
-                   : "l"(global_address(address)), "l"(bit_cast<uint64_t>(value)) \
-                   : "memory");                                                   \
-    }                                                                             \
-  }
-FASTLSTM_LOAD(load_relaxed, "relaxed")
-FASTLSTM_LOAD(load_acquire, "acquire")
-FASTLSTM_STORE(store_relaxed, "relaxed")
-FASTLSTM_STORE(store_release, "release")
-#undef FASTLSTM_LOAD
-#undef FASTLSTM_STORE
+// ---- global memory shared between blocks: gpu scope; no shared memory ----
 
 // 16 bytes at an address aligned to 16. Each of the words is whole; the four need not be of the
 // same store.
@@ -312,14 +226,22 @@ FASTLSTM_DEVICE void store_relaxed_16(void* address, Word4 v) {
                : "memory");
 }
 
-FASTLSTM_DEVICE void fence() { asm volatile("fence.acq_rel.gpu;" : : : "memory"); }
-
 // Adds, after everything the thread stored before.
 FASTLSTM_DEVICE void add_release(unsigned* address, unsigned value) {
   asm volatile("red.release.gpu.global.add.u32 [%0], %1;"
                :
                : "l"(global_address(address)), "r"(value)
                : "memory");
+}
+
+// What the thread loads after it is no older than the add_release that it sees.
+FASTLSTM_DEVICE unsigned load_acquire(const unsigned* address) {
+  unsigned value;
+  asm volatile("ld.acquire.gpu.global.u32 %0, [%1];"
+               : "=r"(value)
+               : "l"(global_address(address))
+               : "memory");
+  return value;
 }
 
 }  // namespace device

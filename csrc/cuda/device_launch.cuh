@@ -156,20 +156,5 @@ int compiled_architecture(void (*kernel)(P)) {
   return count_unless(error, attributes.ptxVersion);
 }
 
-// How many such blocks a multiprocessor of the current device has room for at once; 0 where it
-// would refuse the launch.
-template <class P>
-int max_active_blocks(void (*kernel)(P), int threads, size_t shared_bytes) {
-  int blocks = 0;
-  const void* function = reinterpret_cast<const void*>(kernel);
-  const LaunchSetup setup({false, 1}, dim3(1), dim3(static_cast<unsigned>(threads)), shared_bytes,
-                          nullptr);
-  cudaError_t error = setup.allow(function);
-  if (error == cudaSuccess) {
-    error = cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks, function, threads, shared_bytes);
-  }
-  return count_unless(error, blocks);
-}
-
 }  // namespace device
 }  // namespace fastlstm

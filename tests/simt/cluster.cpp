@@ -9,11 +9,10 @@ void end_phase_if_due(Mbarrier& barrier) {
   barrier.phase ^= 1;
 }
 
-int cluster_rank() { return current->block->rank; }
 int cluster_size() { return launch_spec().cluster_size; }
 
 void cluster_arrive() {
-  fence();
+  deliver_own_stores();
   if (current->arrived) fail("cluster_arrive: twice without cluster_wait");
   Cluster& cluster = *current->block->cluster;
   current->arrived = true;
@@ -70,10 +69,10 @@ void mbarrier_init(uint64_t* address, int arrivals) {
   memcpy(address, &barrier, sizeof barrier);
 }
 
-void mbarrier_arrive(uint64_t* address, int bytes) {
-  fence();
-  Mbarrier barrier = read_barrier("mbarrier_arrive", address);
-  if (barrier.pending == 0) fail("mbarrier_arrive: more arrivals than the mbarrier was told");
+void mbarrier_expect_tx(uint64_t* address, int bytes) {
+  deliver_own_stores();
+  Mbarrier barrier = read_barrier("mbarrier_expect_tx", address);
+  if (barrier.pending == 0) fail("mbarrier_expect_tx: more arrivals than the mbarrier was told");
   barrier.bytes += bytes;
   --barrier.pending;
   end_phase_if_due(barrier);

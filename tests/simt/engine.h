@@ -62,9 +62,7 @@ struct Fiber {
   State state = State::kReady;
   const char* where = nullptr;  // the primitive it waits in
   uint64_t priority;
-  unsigned mask;  // of the lanes it waits for, with slot and finish
-  void* slot;
-  Finish finish;
+  void* slot;            // what it brought to the meeting of its warp
   bool arrived = false;  // at the cluster's barrier, in this phase of it
   unsigned phase;
   std::vector<Copy> copies;  // cp.async under way
@@ -80,7 +78,6 @@ struct Warp {
 
 struct Block {
   uint3 index;
-  int rank = 0;  // in the cluster
   Cluster* cluster;
   Region shared;
   bool started = false;
@@ -119,6 +116,9 @@ std::string name_of(const Fiber& fiber);
 
 // ---- warp.cpp ----
 
+// The lanes of the current warp meet; the last to come calls finish with what each lane brought.
+using Finish = void (*)(void* const slots[32]);
+void meet(const char* what, void* slot, Finish finish);
 // The current fiber will meet nobody any more.
 void leave_warp();
 bool inside(const Block& block, const void* address, size_t bytes);
@@ -133,7 +133,7 @@ const Block* block_with(const void* address, size_t bytes);
 // ---- stores.cpp ----
 
 struct Store {
-  uint64_t owner;  // id of the fiber; 0 for store_async, which no fence waits for
+  uint64_t owner;  // id of the fiber; 0 for store_async, which no release waits for
   char* to;
   unsigned char value[16];
   int size;
@@ -144,6 +144,8 @@ struct Store {
 
 // Delivered at once or later.
 void add_store(const Store& store);
+// All of the current fiber, as a release does.
+void deliver_own_stores();
 bool stores_pending();
 void deliver_some_store();
 // Of the stores into the shared memory of a block that leaves. False if one was a store_async.

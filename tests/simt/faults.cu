@@ -6,8 +6,6 @@ namespace selftest {
 
 using namespace device;
 
-constexpr unsigned kWarpMask = 0xffffffffu;
-
 // The barrier between the stores and the loads.
 FASTLSTM_KERNEL void missing_sync_block(const Params p) {
   float* x = shared_memory<float>();
@@ -79,7 +77,7 @@ FASTLSTM_KERNEL void unwaited_store_async(const Params p) {
 }
 
 FASTLSTM_KERNEL void mbarrier_without_init(const Params) {
-  mbarrier_arrive(shared_memory<uint64_t>());
+  mbarrier_expect_tx(shared_memory<uint64_t>(), 16);
 }
 
 FASTLSTM_KERNEL void global_read(const Params p) {
@@ -102,26 +100,19 @@ FASTLSTM_KERNEL void uninitialised_shared(const Params p) {
   p.out<float>()[threadIdx.x] = x[threadIdx.x];
 }
 
-FASTLSTM_KERNEL void mask_without_caller(const Params p) {
-  p.out<int>()[threadIdx.x] = shuffle(0x0000ffffu, lane(), 0);
+FASTLSTM_KERNEL void different_calls(const Params) {
+  if (lane() < 16) {
+    sync_warp();
+  } else {
+    float d[4] = {};
+    const uint32_t a[4] = {}, b[2] = {};
+    mma_m16n8k16<Half>(d, a, b);
+  }
 }
 
-FASTLSTM_KERNEL void different_masks(const Params p) {
-  p.out<int>()[threadIdx.x] = shuffle(lane() < 16 ? kWarpMask : 0xffff0001u, lane(), 0);
-}
-
-FASTLSTM_KERNEL void source_outside_mask(const Params p) {
-  const unsigned mask = lane() < 16 ? 0x0000ffffu : 0xffff0000u;
-  p.out<int>()[threadIdx.x] = shuffle_xor(mask, lane(), 16);
-}
-
-FASTLSTM_KERNEL void different_calls(const Params p) {
-  p.out<int>()[threadIdx.x] = lane() < 16 ? shuffle(kWarpMask, lane(), 0) : ballot(kWarpMask, true);
-}
-
-FASTLSTM_KERNEL void lane_left(const Params p) {
+FASTLSTM_KERNEL void lane_left(const Params) {
   if (threadIdx.x == 5) return;
-  p.out<int>()[threadIdx.x] = shuffle_xor(kWarpMask, lane(), 1);
+  sync_warp();
 }
 
 template <bool kWait>
@@ -135,43 +126,44 @@ FASTLSTM_KERNEL void copies(const Params p) {
   for (unsigned k = 0; k < 4; ++k) p.out<float>()[i + k] = x[(i + 4 + k) % (4 * blockDim.x)];
 }
 
-// out: what the second block read, what the first sent, and a flag for each thread.
+// out: what the first block sent, and a flag for each thread, in whose place the second puts what
+// it read.
 template <bool kRelease>
 FASTLSTM_KERNEL void message(const Params p) {
-  float* read = p.out<float>() + threadIdx.x;
-  float* sent = read + blockDim.x;
-  unsigned* flag = p.out<unsigned>() + 2 * blockDim.x + threadIdx.x;
+  Word4* sent = p.out<Word4>() + threadIdx.x;
+  Word4* read = sent + blockDim.x;
+  unsigned* flag = read->w;  // 0xffffffff at first
   if (blockIdx.x == 0) {
-    store_relaxed(sent, p.in<float>()[threadIdx.x]);
+    store_relaxed_16(sent, p.in<Word4>()[threadIdx.x]);
     if (kRelease) {
-      store_release(flag, 1u);
+      add_release(flag, 1u);
     } else {
-      store_relaxed(flag, 1u);
+      store_relaxed_16(read, Word4{});
     }
   } else {
-    while (load_acquire(flag) != 1) {
+    while (load_acquire(flag) != 0) {
     }
-    *read = load_relaxed(sent);
+    *read = load_relaxed_16(sent);
   }
 }
 
 FASTLSTM_KERNEL void barrier_not_for_all(const Params) {
   if (threadIdx.x == 8) {
-    sync_warp(0x00000300u);
+    sync_warp();
   } else if (threadIdx.x < 40) {
     sync_block();
   }
 }
 
 FASTLSTM_KERNEL void spin(const Params p) {
-  while (load_relaxed(p.counter) == 0) {
+  while (load_acquire(p.counter) == 0) {
   }
 }
 
 FASTLSTM_KERNEL void mbarrier_wait_in_vain(const Params) {
   uint64_t* barrier = shared_memory<uint64_t>();
-  mbarrier_init(barrier, 2);
-  mbarrier_arrive(barrier);
+  mbarrier_init(barrier, 1);
+  mbarrier_expect_tx(barrier, 16);
   mbarrier_wait(barrier, 0, 100);
 }
 
@@ -199,12 +191,12 @@ FASTLSTM_KERNEL void copy_out_of_range(const Params p) {
   cp_async_4(shared_memory<float>(), p.in<float>() + p.count<float>());
 }
 
-FASTLSTM_KERNEL void load_of_shared(const Params) { load_relaxed(shared_memory<float>()); }
+FASTLSTM_KERNEL void load_of_shared(const Params) { load_relaxed_16(shared_memory<float>()); }
 
 // Of another block of the cluster.
 FASTLSTM_KERNEL void store_to_shared(const Params) {
   cluster_sync();
-  store_relaxed(cluster_shared(shared_memory<float>(), cluster_rank() ^ 1), 1.0f);
+  store_relaxed_16(cluster_shared(shared_memory<float>(), cluster_rank() ^ 1), Word4{});
   cluster_sync();
 }
 
@@ -227,9 +219,6 @@ const Test kFaults[] = {
     {"shared_write_by_one", shared_write, 1, 32, 124, Kind::kNormal},
     {"shared_write_before", shared_write_before, 1, 32, 4096, Kind::kNormal},
     {"uninitialised_shared", uninitialised_shared, 1, 64, 256, Kind::kNormal},
-    {"mask_without_caller", mask_without_caller, 1, 32, 0, Kind::kNormal},
-    {"different_masks", different_masks, 1, 32, 0, Kind::kNormal},
-    {"source_outside_mask", source_outside_mask, 1, 32, 0, Kind::kNormal},
     {"different_calls", different_calls, 1, 32, 0, Kind::kNormal},
     {"lane_left", lane_left, 1, 32, 0, Kind::kNormal},
     {"copies", copies<true>, 1, 32, 512, Kind::kNormal},

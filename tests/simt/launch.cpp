@@ -88,14 +88,11 @@ void set_seed(uint64_t value) {
 void set_max_resident_blocks(int blocks) { resident_limit = blocks; }
 int max_resident_blocks() { return resident_limit; }
 
-int max_active_blocks(int threads, size_t shared_bytes) {
-  return threads >= 1 && static_cast<uint64_t>(threads) <= kThreadsLimit &&
-         shared_bytes <= kSharedLimit;
-}
-
 int max_active_clusters(int cluster_size, int threads, size_t shared_bytes) {
   if (cluster_size < 1 || cluster_size > kClusterLimit) return 0;
-  return max_active_blocks(threads, shared_bytes) * resident_limit / cluster_size;
+  if (threads < 1 || static_cast<uint64_t>(threads) > kThreadsLimit) return 0;
+  if (shared_bytes > kSharedLimit) return 0;
+  return resident_limit / cluster_size;
 }
 
 void run(const LaunchSpec& spec) {

@@ -163,7 +163,6 @@ std::unique_ptr<Cluster> new_cluster(size_t number) {
     block.index = {static_cast<unsigned>(linear % spec->grid.x),
                    static_cast<unsigned>(linear / spec->grid.x % spec->grid.y),
                    static_cast<unsigned>(linear / spec->grid.x / spec->grid.y)};
-    block.rank = rank;
     block.cluster = cluster.get();
     block.shared = new_shared();
     if (size > 1) close_region(block.shared, "shared memory (its block has not started)");

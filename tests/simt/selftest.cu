@@ -1,4 +1,4 @@
-// Kernels that use every function of csrc/cuda/device.cuh as real kernels do. The emulator runs
+// Kernels that use the functions of csrc/cuda/device.cuh as real kernels do. The emulator runs
 // them in test_simt.py; nvcc compiles them, so that a GPU can be asked the same questions.
 #include "selftest.h"
 
@@ -8,8 +8,6 @@ namespace fastlstm {
 namespace selftest {
 
 using namespace device;
-
-constexpr unsigned kWarpMask = 0xffffffffu;
 
 FASTLSTM_KERNEL void indices(const Params p) {
   const unsigned block = blockIdx.x + gridDim.x * (blockIdx.y + gridDim.y * blockIdx.z);
@@ -42,40 +40,20 @@ FASTLSTM_KERNEL void round_tf32(const Params p) {
   p.out<uint32_t>()[threadIdx.x] = to_tf32(p.in<float>()[threadIdx.x]);
 }
 
-// Two warps; the second uses its halves separately. Nine numbers a lane.
-FASTLSTM_KERNEL void shuffles(const Params p) {
-  const int l = lane();
-  const unsigned half = l < 16 ? 0x0000ffffu : 0xffff0000u;
-  const unsigned mask = warp() == 0 ? kWarpMask : half;
-  const int i = static_cast<int>(threadIdx.x);
-  const double x = p.in<double>()[i];
-  const float y = static_cast<float>(x);
-  const int base = warp() == 0 ? 0 : l / 16 * 16;
-  double* out = p.out<double>() + 9 * i;
-  out[0] = shuffle(mask, x, base + (l * 7 + 3) % 16);
-  out[1] = shuffle(mask, y, base);
-  out[2] = shuffle_xor(mask, x, 5);
-  out[3] = shuffle_xor(mask, static_cast<int>(x), 15);
-  // Within a half, a lane must not read from the other half.
-  out[4] = shuffle_down(mask, x, warp() == 0 ? 3u : 0u);
-  out[5] = shuffle_up(mask, y, warp() == 0 ? 4u : 0u);
-  out[6] = shuffle_up(mask, static_cast<uint64_t>(x), warp() == 0 ? 16u : 0u);
-  sync_warp(mask);
-  out[7] = ballot(mask, x > 0);
-  sync_warp();
-  out[8] = l + 32 * warp();
-}
-
-// The sum over the block, in every thread of it, kRounds times with one buffer.
+// The sum over the block, in every thread of it, kRounds times with the same buffers.
 FASTLSTM_KERNEL void all_reduce(const Params p) {
   constexpr int kRounds = 3;
-  float* sums = shared_memory<float>();
+  float* values = shared_memory<float>();  // [threads]
+  float* sums = values + blockDim.x;       // [warps]
   const int i = static_cast<int>(blockIdx.x * blockDim.x + threadIdx.x);
   float x = p.in<float>()[i];
   for (int round = 0; round < kRounds; ++round) {
-    float sum = x;
-    for (int step = 16; step > 0; step /= 2) sum += shuffle_xor(kWarpMask, sum, step);
-    if (lane() == 0) sums[warp()] = sum;
+    values[threadIdx.x] = x;
+    sync_warp();
+    if (lane() == 0) {
+      sums[warp()] = 0;
+      for (int l = 0; l < 32; ++l) sums[warp()] += values[32 * warp() + l];
+    }
     sync_block();
     float total = 0;
     for (unsigned w = 0; w < blockDim.x / 32; ++w) total += sums[w];
@@ -123,59 +101,40 @@ FASTLSTM_KERNEL void reversed(const Params p) {
   p.out<float>()[i] = x[(i + 1) % n];
 }
 
-FASTLSTM_KERNEL void matrices(const Params p) {
-  uint16_t* tile = shared_memory<uint16_t>();  // [32][8]
-  const int l = lane();
-  for (int k = 0; k < 8; ++k) tile[8 * l + k] = p.in<uint16_t>()[8 * l + k];
-  sync_warp();
-  uint32_t r[4];
-  ldmatrix_x4(r, tile + 8 * l);
-  for (int m = 0; m < 4; ++m) p.out<uint32_t>()[4 * l + m] = r[m];
-  ldmatrix_x4_trans(r, tile + 8 * l);
-  for (int m = 0; m < 4; ++m) p.out<uint32_t>()[128 + 4 * l + m] = r[m];
-}
-
-// out[32, 16] = A[32, K] B with two warps of 16 rows; in holds A and then B, as [16, K] or with
-// kTrans as [K, 16].
-template <class T, bool kTrans>
+// out[32, 16] = A[32, K] B[16, K]^T with two warps of 16 rows; in holds A and then B. Elements lie
+// two in a word.
+template <class T>
 FASTLSTM_KERNEL void FASTLSTM_LAUNCH_BOUNDS(64) gemm(const Params p) {
-  constexpr int kRows = 32, kColumns = 16, kDepth = 16;
-  constexpr int kStride = kDepth + 8;  // rows 48 bytes apart: no bank conflicts in ldmatrix
-  T* a_tile = shared_memory<T>();
-  T* b_tile = a_tile + kRows * kStride;
-  const int depth = p.count<T>() / (kRows + kColumns);
-  const T* a = p.in<T>();
-  const T* b = a + kRows * depth;
-  const int thread = static_cast<int>(threadIdx.x), l = lane();
+  constexpr int kRows = 32, kColumns = 16, kDepth = 8;
+  constexpr int kStride = kDepth + 4;  // no bank conflicts: 8 rows of 4 words are in 32 banks
+  uint32_t* a_tile = shared_memory<uint32_t>();
+  uint32_t* b_tile = a_tile + kRows * kStride;
+  const int depth = p.count<uint32_t>() / (kRows + kColumns);
+  const uint32_t* a = p.in<uint32_t>();
+  const uint32_t* b = a + kRows * depth;
+  const int row = static_cast<int>(threadIdx.x) / 2, half = static_cast<int>(threadIdx.x) % 2 * 4;
+  const int g = lane() / 4, q = lane() % 4;
   float d[2][4] = {};
   for (int k = 0; k < depth; k += kDepth) {
-    cp_async_16(a_tile + thread / 2 * kStride + thread % 2 * 8,
-                a + thread / 2 * depth + k + thread % 2 * 8);
-    if (thread < 32) {
-      const int row = thread / 2, column = thread % 2 * 8;
-      cp_async_16(b_tile + row * kStride + column,
-                  kTrans ? b + (k + row) * kColumns + column : b + row * depth + k + column);
-    }
+    cp_async_16(a_tile + row * kStride + half, a + row * depth + k + half);
+    if (row < kColumns) cp_async_16(b_tile + row * kStride + half, b + row * depth + k + half);
     cp_async_commit();
     cp_async_wait<0>();
     sync_block();
-    uint32_t fragment_a[4], r[4];
-    ldmatrix_x4(fragment_a, a_tile + (16 * warp() + l % 16) * kStride + l / 16 * 8);
-    if (kTrans) {
-      ldmatrix_x4_trans(r, b_tile + l % 16 * kStride + l / 16 * 8);
-    } else {
-      ldmatrix_x4(r, b_tile + (l / 16 * 8 + l % 8) * kStride + l / 8 % 2 * 8);
-    }
+    uint32_t fragment_a[4];
+    for (int i = 0; i < 4; ++i)
+      fragment_a[i] = a_tile[(16 * warp() + g + i % 2 * 8) * kStride + q + i / 2 * 4];
     for (int n = 0; n < 2; ++n) {
-      const uint32_t fragment_b[2] = {r[2 * n], r[2 * n + 1]};
+      const uint32_t* column = b_tile + (8 * n + g) * kStride + q;
+      const uint32_t fragment_b[2] = {column[0], column[4]};
       mma_m16n8k16<T>(d[n], fragment_a, fragment_b);
     }
     sync_block();
   }
   for (int n = 0; n < 2; ++n) {
     for (int i = 0; i < 4; ++i) {
-      const int row = 16 * warp() + l / 4 + i / 2 * 8, column = 8 * n + l % 4 * 2 + i % 2;
-      p.out<float>()[row * kColumns + column] = d[n][i];
+      const int to = 16 * warp() + g + i / 2 * 8, column = 8 * n + 2 * q + i % 2;
+      p.out<float>()[to * kColumns + column] = d[n][i];
     }
   }
 }
@@ -217,35 +176,36 @@ FASTLSTM_KERNEL void cluster_exchange(const Params p) {
   p.out<float>()[i] = x;
 }
 
-// The same with stores that count bytes on a barrier, two buffers, and a barrier that says when a
-// buffer may be written again. Four numbers a thread.
+// Four numbers a thread: in each step every block gains its rank + 1, sends them to every block of
+// the cluster and goes on with the sum of the (rank + 1)-fold of what has come. Two buffers are
+// enough: who has all of a step knows that all have read the one before.
 FASTLSTM_KERNEL void cluster_async(const Params p) {
-  Word4* buffers = shared_memory<Word4>();  // [2][threads]
+  Word4* buffers = shared_memory<Word4>();  // [2][blocks][threads]
   const int thread = static_cast<int>(threadIdx.x), threads = static_cast<int>(blockDim.x);
-  uint64_t* full = reinterpret_cast<uint64_t*>(buffers + 2 * threads);  // [2]
-  uint64_t* empty = full + 2;                                           // [2]
+  const int size = cluster_size(), words = size * threads;
+  uint64_t* full = reinterpret_cast<uint64_t*>(buffers + 2 * words);  // [2]
   const int i = static_cast<int>(blockIdx.x) * threads + thread;
-  const int size = cluster_size();
-  const int next = (cluster_rank() + 1) % size, previous = (cluster_rank() + size - 1) % size;
   if (thread == 0) {
-    for (int b = 0; b < 2; ++b) {
-      mbarrier_init(full + b, 1);
-      mbarrier_init(empty + b, threads);
-    }
+    mbarrier_init(full, 1);
+    mbarrier_init(full + 1, 1);
   }
   cluster_sync();
   Word4 x = p.in<Word4>()[i];
   for (int step = 0; step < kSteps; ++step) {
     const int b = step % 2, parity = step / 2 % 2;
-    if (thread == 0) mbarrier_expect_tx(full + b, threads * 16);
-    // Of the next block's buffer: nobody has written to it in the first two steps.
-    if (step >= 2) mbarrier_wait(empty + b, parity ^ 1);
+    Word4* buffer = buffers + b * words;
+    if (thread == 0) mbarrier_expect_tx(full + b, words * 16);
     for (uint32_t& word : x.w) word += static_cast<uint32_t>(cluster_rank() + 1);
-    store_async_16(cluster_shared(buffers + b * threads + thread, next), x,
-                   cluster_shared(full + b, next));
+    for (int to = 0; to < size; ++to) {
+      store_async_16(cluster_shared(buffer + cluster_rank() * threads + thread, to), x,
+                     cluster_shared(full + b, to));
+    }
     mbarrier_wait(full + b, parity);
-    x = buffers[b * threads + (thread + 1) % threads];
-    mbarrier_arrive_remote(cluster_shared(empty + b, previous));
+    x = Word4{};
+    for (int from = 0; from < size; ++from) {
+      const Word4& came = buffer[from * threads + (thread + 1) % threads];
+      for (int w = 0; w < 4; ++w) x.w[w] += static_cast<uint32_t>(from + 1) * came.w[w];
+    }
   }
   cluster_sync();
   p.out<Word4>()[i] = x;
@@ -262,7 +222,7 @@ FASTLSTM_KERNEL void block_mbarrier(const Params p) {
   float sum = 0;
   for (int phase = 0; phase < 2; ++phase) {
     x[thread] += static_cast<float>(phase + 1);
-    mbarrier_arrive(barrier);
+    mbarrier_expect_tx(barrier, 0);
     mbarrier_wait(barrier, phase);
     sum += x[(thread + 1) % threads];
     sync_block();
@@ -304,27 +264,27 @@ FASTLSTM_KERNEL void flag_in_data(const Params p) {
   }
 }
 
-// A block passes a number on to the next with a flag of 4 bytes, and back with one of 8.
+// A block passes four numbers a thread on to the next, and gets them back.
 FASTLSTM_KERNEL void messages(const Params p) {
-  float* data = p.out<float>();
-  unsigned* flag = p.counter;
-  uint64_t* answered = reinterpret_cast<uint64_t*>(p.counter + 2);
-  const int i = static_cast<int>(threadIdx.x);
+  const int i = static_cast<int>(threadIdx.x), threads = static_cast<int>(blockDim.x);
+  Word4* data = p.out<Word4>() + i;  // [3][threads]: sent, answered, read
+  unsigned* sent = p.counter;
+  unsigned* answered = p.counter + 1;
   if (blockIdx.x == 0) {
-    store_relaxed(data + i, p.in<float>()[i]);
-    fence();
+    store_relaxed_16(data, p.in<Word4>()[i]);
     sync_block();
-    if (i == 0) store_release(flag, 1u);
-    while (load_relaxed(answered) != 2) {
+    if (i == 0) add_release(sent, 1u);
+    // Until every thread of the other block has answered.
+    while (load_acquire(answered) != blockDim.x) {
     }
-    fence();
-    data[2 * blockDim.x + i] = load_relaxed(data + blockDim.x + i) + 1;
+    data[2 * threads] = load_relaxed_16(data + threads);
   } else {
-    while (load_acquire(flag) != 1) {
+    while (load_acquire(sent) != 1) {
     }
-    store_relaxed(data + blockDim.x + i, load_relaxed(data + i) * 2);
-    sync_block();
-    if (i == 0) store_release(answered, uint64_t{2});
+    Word4 v = load_relaxed_16(data);
+    for (uint32_t& word : v.w) word = bit_cast<uint32_t>(bit_cast<float>(word) * 2);
+    store_relaxed_16(data + threads, v);
+    add_release(answered, 1u);
   }
 }
 
@@ -338,18 +298,14 @@ const Test kTests[] = {
     {"conversions", conversions, dim3(64), dim3(128), 0, Kind::kNormal},
     {"widen", widen, dim3(256), dim3(256), 0, Kind::kNormal},
     {"round_tf32", round_tf32, dim3(1), dim3(256), 0, Kind::kNormal},
-    {"shuffles", shuffles, dim3(1), dim3(64), 0, Kind::kNormal},
-    {"all_reduce", all_reduce, dim3(3), dim3(96), 3 * sizeof(float), Kind::kNormal},
+    {"all_reduce", all_reduce, dim3(3), dim3(96), 99 * sizeof(float), Kind::kNormal},
     {"pipeline", pipeline, dim3(1), dim3(32), 2 * 32 * 16, Kind::kNormal},
     {"reversed", reversed, dim3(1), dim3(32), 32 * 4, Kind::kNormal},
-    {"matrices", matrices, dim3(1), dim3(32), 32 * 16, Kind::kNormal},
-    {"gemm_f16", gemm<Half, false>, dim3(1), dim3(64), 48 * 48, Kind::kNormal},
-    {"gemm_f16_trans", gemm<Half, true>, dim3(1), dim3(64), 48 * 48, Kind::kNormal},
-    {"gemm_bf16", gemm<BFloat16, false>, dim3(1), dim3(64), 48 * 48, Kind::kNormal},
-    {"gemm_bf16_trans", gemm<BFloat16, true>, dim3(1), dim3(64), 48 * 48, Kind::kNormal},
+    {"gemm_f16", gemm<Half>, dim3(1), dim3(64), 48 * 48, Kind::kNormal},
+    {"gemm_bf16", gemm<BFloat16>, dim3(1), dim3(64), 48 * 48, Kind::kNormal},
     {"gemm_tf32", gemm_tf32, dim3(1), dim3(32), 0, Kind::kNormal},
     {"cluster_exchange", cluster_exchange, dim3(8), dim3(32), 2 * 32 * 4, Kind::kCluster4},
-    {"cluster_async", cluster_async, dim3(8), dim3(32), 2 * 32 * 16 + 32, Kind::kCluster4},
+    {"cluster_async", cluster_async, dim3(8), dim3(32), 2 * 4 * 32 * 16 + 16, Kind::kCluster4},
     {"block_mbarrier", block_mbarrier, dim3(1), dim3(64), 16 + 64 * 4, Kind::kNormal},
     {"grid_ping_pong", ping_pong<1>, dim3(6), dim3(32), 0, Kind::kCooperative},
     {"group_ping_pong", ping_pong<2>, dim3(6), dim3(32), 0, Kind::kCooperative},
@@ -362,11 +318,8 @@ const Test kTests[] = {
 
 FASTLSTM_SELFTESTS(run_selftest, kTests)
 
-// cluster_size 0: of blocks alone.
 extern "C" int max_active(int cluster_size, int threads, size_t shared_bytes) {
-  return cluster_size == 0
-             ? max_active_blocks(cluster_exchange, threads, shared_bytes)
-             : max_active_clusters(cluster_exchange, cluster_size, threads, shared_bytes);
+  return max_active_clusters(cluster_exchange, cluster_size, threads, shared_bytes);
 }
 
 }  // namespace selftest

@@ -33,6 +33,9 @@ struct Params {
   }
 };
 
+// The blocks of a cluster are neighbours.
+FASTLSTM_DEVICE int cluster_rank() { return static_cast<int>(blockIdx.x) % device::cluster_size(); }
+
 enum class Kind { kNormal, kCooperative, kCluster4 };
 
 struct Test {

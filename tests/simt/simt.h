@@ -51,44 +51,33 @@ void run(const LaunchSpec& spec);
 // Of multiprocessors with room for one block, each cluster having some of its own. 0 for what run
 // refuses.
 int max_active_clusters(int cluster_size, int threads, size_t shared_bytes);
-int max_active_blocks(int threads, size_t shared_bytes);
 
 [[noreturn]] void fail(const char* format, ...) __attribute__((format(printf, 1, 2)));
 int lane();
 int warp();
 void* shared_memory();
 void sync_block();
-
-// The lanes of mask meet; the last to come calls finish with what each lane brought.
-using Finish = void (*)(void* const slots[32], unsigned mask);
-void meet(const char* what, unsigned mask, void* slot, Finish finish);
-uint64_t shuffle(const char* what, unsigned mask, uint64_t value, int source);
-unsigned ballot(unsigned mask, bool predicate);
-void sync_warp(unsigned mask);
+void sync_warp();
 
 void mma_m16n8k16(float* d, const uint32_t* a, const uint32_t* b, float (*to_float)(uint16_t));
 void mma_m16n8k8_tf32(float* d, const uint32_t* a, const uint32_t* b);
-void ldmatrix_x4(uint32_t* r, const void* row, bool trans);
 
 void cp_async(const char* what, void* shared, const void* global, int size, bool valid);
 void cp_async_commit();
 void cp_async_wait(int pending);
 
-int cluster_rank();
 int cluster_size();
 void cluster_arrive();
 void cluster_wait();
 void* cluster_shared(const void* shared, int rank);
 void mbarrier_init(uint64_t* barrier, int arrivals);
-void mbarrier_arrive(uint64_t* barrier, int bytes);
+void mbarrier_expect_tx(uint64_t* barrier, int bytes);
 bool mbarrier_try_wait(uint64_t* barrier, int parity);
 void store_async(void* remote, const void* value, uint64_t* remote_barrier);
 
 void load(const char* what, const void* address, void* value, int size);
-void store_relaxed(void* address, const void* value, int size);
-void store_release(void* address, const void* value, int size);
+void store_relaxed_16(void* address, const void* value);
 void add_release(unsigned* address, unsigned value);
-void fence();
 
 uint16_t half_from_float(float value);
 float half_to_float(uint16_t bits);

@@ -129,27 +129,20 @@ void load(const char* what, const void* address, void* value, int size) {
   memcpy(value, address, size);
 }
 
-void store_relaxed(void* address, const void* value, int size) {
-  check_global("store_relaxed", address, size);
-  Store store{current->id, static_cast<char*>(address), {}, size, nullptr};
-  memcpy(store.value, value, size);
+void store_relaxed_16(void* address, const void* value) {
+  check_global("store_relaxed_16", address, 16);
+  Store store{current->id, static_cast<char*>(address), {}, 16, nullptr};
+  memcpy(store.value, value, 16);
   add_store(store);
 }
 
-void fence() {
+void deliver_own_stores() {
   deliver_where([](const Store& store) { return store.owner == current->id; });
-}
-
-void store_release(void* address, const void* value, int size) {
-  check_global("store_release", address, size);
-  fence();
-  memcpy(address, value, size);
-  progress();
 }
 
 void add_release(unsigned* address, unsigned value) {
   check_global("add_release", address, sizeof value);
-  fence();
+  deliver_own_stores();
   *address += value;
   progress();
 }

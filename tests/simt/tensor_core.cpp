@@ -1,4 +1,4 @@
-// mma and ldmatrix: the lanes of a warp meet, and the last to come computes for all.
+// mma: the lanes of a warp meet, and the last to come computes for all.
 #include <stdlib.h>
 
 #include <algorithm>
@@ -10,8 +10,6 @@
 namespace simt {
 
 namespace {
-
-constexpr unsigned kWarpMask = 0xffffffffu;
 
 struct Mma {
   float* d;
@@ -82,7 +80,7 @@ void multiply(void* const slots[32], const double (*a)[16], const double (*b_col
   }
 }
 
-void multiply_16bit(void* const slots[32], unsigned) {
+void multiply_16bit(void* const slots[32]) {
   double a[16][16], b_columns[8][16];
   for (int lane = 0; lane < 32; ++lane) {
     const Mma& mma = *static_cast<Mma*>(slots[lane]);
@@ -105,7 +103,7 @@ float tf32_to_float(uint32_t bits) {
   return value;
 }
 
-void multiply_tf32(void* const slots[32], unsigned) {
+void multiply_tf32(void* const slots[32]) {
   double a[16][16], b_columns[8][16];
   for (int lane = 0; lane < 32; ++lane) {
     const Mma& mma = *static_cast<Mma*>(slots[lane]);
@@ -116,43 +114,16 @@ void multiply_tf32(void* const slots[32], unsigned) {
   multiply<8, kProductsTf32>(slots, a, b_columns);
 }
 
-struct Ldmatrix {
-  uint32_t* r;
-  const void* row;
-};
-
-template <bool kTrans>
-void load_matrices(void* const slots[32], unsigned) {
-  uint16_t matrix[4][8][8];
-  for (int i = 0; i < 32; ++i)
-    memcpy(matrix[i / 8][i % 8], static_cast<Ldmatrix*>(slots[i])->row, 16);
-  for (int lane = 0; lane < 32; ++lane) {
-    const int g = lane / 4, p = lane % 4;
-    for (int m = 0; m < 4; ++m) {
-      const uint32_t low = kTrans ? matrix[m][2 * p][g] : matrix[m][g][2 * p];
-      const uint32_t high = kTrans ? matrix[m][2 * p + 1][g] : matrix[m][g][2 * p + 1];
-      static_cast<Ldmatrix*>(slots[lane])->r[m] = low | high << 16;
-    }
-  }
-}
-
 }  // namespace
 
 void mma_m16n8k16(float* d, const uint32_t* a, const uint32_t* b, float (*to_float)(uint16_t)) {
   Mma slot{d, a, b, to_float};
-  meet("mma_m16n8k16", kWarpMask, &slot, multiply_16bit);
+  meet("mma_m16n8k16", &slot, multiply_16bit);
 }
 
 void mma_m16n8k8_tf32(float* d, const uint32_t* a, const uint32_t* b) {
   Mma slot{d, a, b, nullptr};
-  meet("mma_m16n8k8_tf32", kWarpMask, &slot, multiply_tf32);
-}
-
-void ldmatrix_x4(uint32_t* r, const void* row, bool trans) {
-  check_shared("ldmatrix_x4", row, 16);
-  Ldmatrix slot{r, row};
-  meet(trans ? "ldmatrix_x4_trans" : "ldmatrix_x4", kWarpMask, &slot,
-       trans ? load_matrices<true> : load_matrices<false>);
+  meet("mma_m16n8k8_tf32", &slot, multiply_tf32);
 }
 
 }  // namespace simt
