@@ -142,7 +142,7 @@ def failures(call: Call, device: str) -> list[str]:
 
 
 def is_taken(call: Call) -> bool:
-    """Whether the word was possible, as far as the extension tells."""
+    """Whether the word was possible."""
     if call.cell in STEPS.values():
         return True
     dtype = cli.dtype_name(call.dtype)

@@ -260,9 +260,8 @@ class Measurement:
             "ratio_torch": ratio(times[None], own) if None in times else "",
         }
         for part, backward in (("forward", False), ("backward", True)):
-            word = getattr(candidate, part, "")
-            found = self.job.choice(word, backward=backward) if word else None
-            if found is not None:
+            if word := getattr(candidate, part, ""):
+                found = self.job.choice(word, backward=backward)
                 row[f"{part}_plan"] = found.plan
                 row[f"{part}_model_us"] = number(found.step_us)
         return row

@@ -54,13 +54,12 @@ FASTLSTM_HOST_DEVICE To bit_cast(const From& from) {
 namespace fastlstm {
 namespace device {
 
-// a / b, for b and 1 / b that are normal: rounded as a division is, but for the last bit of one in
-// millions. The compiler's own, for any b, is a call, which keeps divisions from overlapping: those
-// of an LSTM's cell follow one another then.
+// a / b, for b and 1 / b that are normal: rounded as a division is, but for the last bit of a few
+// (1 of 12 million, from reciprocals an ulp off; a Newton step for the reciprocal too: none). The
+// compiler's own, for any b, is a call, which keeps divisions from overlapping: those of an LSTM's
+// cell follow one another then.
 FASTLSTM_DEVICE float divide(float a, float b) {
-  float r = reciprocal_approx(b);
-  r = ::fmaf(r, ::fmaf(-b, r, 1.0f), r);
-  const float q = a * r;
+  const float r = reciprocal_approx(b), q = a * r;
   return ::fmaf(::fmaf(-b, q, a), r, q);
 }
 

@@ -25,6 +25,13 @@ FASTLSTM_KERNEL void conversions(const Params p) {
   p.out<float>()[n + i] = static_cast<float>(bfloat);
 }
 
+// [numerators, denominators]
+FASTLSTM_KERNEL void quotients(const Params p) {
+  const int i = static_cast<int>(blockIdx.x * blockDim.x + threadIdx.x);
+  const int n = p.count<float>() / 2;
+  if (i < n) p.out<float>()[i] = divide(p.in<float>()[i], p.in<float>()[n + i]);
+}
+
 // Every 16-bit pattern as a float, of both types.
 FASTLSTM_KERNEL void widen(const Params p) {
   const unsigned i = blockIdx.x * blockDim.x + threadIdx.x;
@@ -296,6 +303,7 @@ namespace {
 const Test kTests[] = {
     {"indices", indices, dim3(3, 2, 2), dim3(8, 4, 2), 0, Kind::kNormal},
     {"conversions", conversions, dim3(64), dim3(128), 0, Kind::kNormal},
+    {"quotients", quotients, dim3(256), dim3(256), 0, Kind::kNormal},
     {"widen", widen, dim3(256), dim3(256), 0, Kind::kNormal},
     {"round_tf32", round_tf32, dim3(1), dim3(256), 0, Kind::kNormal},
     {"all_reduce", all_reduce, dim3(3), dim3(96), 99 * sizeof(float), Kind::kNormal},
