@@ -35,20 +35,38 @@ Sizes check_input(const CellInput& input) {
   return s;
 }
 
+Tensor contiguous(const Tensor& t) { return t.defined() ? t.contiguous() : t; }
+std::optional<Tensor> contiguous(const std::optional<Tensor>& t) {
+  return t ? std::optional<Tensor>(t->contiguous()) : std::nullopt;
+}
 CellInput contiguous(const CellInput& input) {
-  auto optional = [](const std::optional<Tensor>& t) {
-    return t ? std::optional<Tensor>(t->contiguous()) : std::nullopt;
-  };
-  return {input.cell,           input.x.contiguous(),    input.h.contiguous(),
-          optional(input.c),    input.w_ih.contiguous(), input.w_hh.contiguous(),
-          optional(input.b_ih), optional(input.b_hh)};
+  return {input.cell,
+          contiguous(input.x),
+          contiguous(input.h),
+          contiguous(input.c),
+          contiguous(input.w_ih),
+          contiguous(input.w_hh),
+          contiguous(input.b_ih),
+          contiguous(input.b_hh)};
+}
+
+CellInput all_readable(const CellInput& input) {
+  return {input.cell,
+          readable("x", input.x),
+          readable("h", input.h),
+          readable("c", input.c),
+          readable("w_ih", input.w_ih),
+          readable("w_hh", input.w_hh),
+          readable("b_ih", input.b_ih),
+          readable("b_hh", input.b_hh)};
 }
 
 }  // namespace
 
-CellOutput cell_fwd(const CellInput& input, bool keep) {
-  const Backend& backend = backend_of(input.x);
-  const c10::DeviceGuard guard(input.x.device());
+CellOutput cell_fwd(const CellInput& given, bool keep) {
+  const Backend& backend = backend_of(given.x);
+  const c10::DeviceGuard guard(given.x.device());
+  const CellInput input = all_readable(given);
   const CellTraits& cell = kCellTraits[input.cell];
   const Sizes s = check_input(input);
   const auto options = input.w_ih.options();
@@ -60,15 +78,24 @@ CellOutput cell_fwd(const CellInput& input, bool keep) {
   return out;
 }
 
-CellGrads cell_bwd(const CellInput& input, const CellOutput& kept,
-                   const std::optional<Tensor>& grad_h, const std::optional<Tensor>& grad_c,
-                   CellNeeds needs) {
-  const Backend& backend = backend_of(input.x);
-  const c10::DeviceGuard guard(input.x.device());
+CellGrads cell_bwd(const CellInput& given, const CellOutput& given_kept,
+                   const std::optional<Tensor>& given_grad_h,
+                   const std::optional<Tensor>& given_grad_c, CellNeeds needs) {
+  const Backend& backend = backend_of(given.x);
+  const c10::DeviceGuard guard(given.x.device());
+  const CellInput input = all_readable(given);
   const CellTraits& cell = kCellTraits[input.cell];
   const Sizes s = check_input(input);
   const Tensor& like = input.w_ih;
-  check_like("h_out", kept.h, like, {s.N, s.H});
+  CellOutput kept;
+  if (given_kept.h.defined()) kept.h = contiguous(readable("h_out", given_kept.h));
+  if (cell.has_c) kept.c = contiguous(readable("c_out", given_kept.c));
+  kept.reserve = contiguous(readable("reserve", given_kept.reserve));
+  const std::optional<Tensor> grad_h = readable("grad_h", given_grad_h),
+                              grad_c = readable("grad_c", given_grad_c);
+  TORCH_CHECK(kept.h.defined() || cell.has_carry, "h_out must be given with ", cell.mode,
+              ", got None");
+  if (kept.h.defined()) check_like("h_out", kept.h, like, {s.N, s.H});
   if (cell.has_c) check_like("c_out", kept.c, like, {s.N, s.H});
   check_like("reserve", kept.reserve, like, {s.N, cell.reserve * s.H});
   check_like("grad_h", grad_h, like, {s.N, s.H});
@@ -95,9 +122,7 @@ CellGrads cell_bwd(const CellInput& input, const CellOutput& kept,
     if (input.b_hh) out.db_hh = allocate({cell.gates * s.H});
   }
   if (s.N > 0) {
-    const std::optional<Tensor> dh =
-        grad_h ? std::optional<Tensor>(grad_h->contiguous()) : std::nullopt;
-    backend.cell_bwd(contiguous(input), kept, dh, carry, needs, out);
+    backend.cell_bwd(contiguous(input), kept, contiguous(grad_h), carry, needs, out);
   }
   return out;
 }

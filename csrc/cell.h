@@ -41,7 +41,7 @@ struct CellGrads {
   Tensor dx, dh, dc, dw_ih, dw_hh, db_ih, db_hh;
 };
 
-// grad_h, grad_c: of the outputs, absent ones are zero.
+// grad_h, grad_c: of the outputs, absent ones are zero. kept.h may be missing but for the RNN.
 CellGrads cell_bwd(const CellInput& input, const CellOutput& kept,
                    const std::optional<Tensor>& grad_h, const std::optional<Tensor>& grad_c,
                    CellNeeds needs);

@@ -1,13 +1,35 @@
-// Argument checks of the host functions: device, dtype, layout, shape, in that order. Every message
-// names the argument, what was expected and what came.
+// Argument checks of the host functions: kind of tensor, device, dtype, shape, in that order. Every
+// message names the argument, what was expected and what came.
 #pragma once
 
 #include <ATen/core/Tensor.h>
+#include <ATen/ops/zeros.h>
 #include <c10/util/Exception.h>
 
 #include <optional>
 
 namespace fastlstm {
+
+// Tensors whose numbers are not in memory of their own, or not those that the tensor stands for.
+constexpr c10::DispatchKeySet kWrappers{
+    c10::DispatchKey::Python,           c10::DispatchKey::Functionalize,
+    c10::DispatchKey::FuncTorchBatched, c10::DispatchKey::FuncTorchGradWrapper,
+    c10::DispatchKey::Batched,          c10::DispatchKey::NestedTensor};
+constexpr c10::DispatchKeySet kLazy{c10::DispatchKey::Negative, c10::DispatchKey::ZeroTensor};
+
+// `t` with the numbers that it stands for in its memory: a view that negates when it is read is
+// computed, a tensor of zeros without memory gets some. Other kinds of tensor are refused.
+inline at::Tensor readable(const char* name, const at::Tensor& t) {
+  const c10::DispatchKeySet keys = t.key_set();
+  TORCH_CHECK(t.layout() == at::kStrided && !keys.has_any(kWrappers), name,
+              " must be a dense tensor with memory of its own, got one of layout ", t.layout(),
+              " with dispatch keys ", c10::toString(keys));
+  if (!keys.has_any(kLazy)) return t;
+  return t._is_zerotensor() ? at::zeros(t.sizes(), t.options()) : t.resolve_neg();
+}
+inline std::optional<at::Tensor> readable(const char* name, const std::optional<at::Tensor>& t) {
+  return t ? std::optional<at::Tensor>(readable(name, *t)) : std::nullopt;
+}
 
 inline void check_like(const char* name, const at::Tensor& t, at::ScalarType dtype,
                        const at::Tensor& like, at::IntArrayRef shape) {
@@ -15,7 +37,6 @@ inline void check_like(const char* name, const at::Tensor& t, at::ScalarType dty
               t.device());
   TORCH_CHECK(t.scalar_type() == dtype, name, " must have dtype ", dtype, ", got ",
               t.scalar_type());
-  TORCH_CHECK(t.layout() == at::kStrided, name, " must be a dense tensor, got layout ", t.layout());
   TORCH_CHECK(t.sizes() == shape, name, " must have shape ", shape, ", got ", t.sizes());
 }
 

@@ -124,9 +124,24 @@ Sizes check_input(const LayerInput& input) {
   return s;
 }
 
-// The kernels walk rows of any stride, but the elements of a row must be adjacent.
-Tensor with_adjacent_elements(const Tensor& t) {
-  return t.dim() == 0 || t.size(-1) <= 1 || t.stride(-1) == 1 ? t : t.contiguous();
+// A matrix, or [T, N, width], for kernels that walk rows of any stride whose elements are adjacent.
+// The stride of a dimension of size 0 or 1 says nothing and may be any number. Here it becomes the
+// one under which rows still lie as a single stride apart as they can, so that whatever is computed
+// from strides holds.
+Tensor as_rows(const Tensor& given) {
+  const int64_t width = given.size(-1), last = given.dim() - 1;
+  const Tensor t = width <= 1 || given.stride(last) == 1 ? given : given.contiguous();
+  c10::DimVector strides(t.strides().begin(), t.strides().end());
+  if (width <= 1) strides[last] = 1;
+  for (int64_t d = last - 1; d >= 0; --d) {
+    if (t.size(d) > 1) continue;
+    const bool has_outer = d > 0 && t.size(d - 1) > 1;
+    strides[d] = has_outer ? strides[d - 1] : std::max<int64_t>(1, t.size(d + 1)) * strides[d + 1];
+  }
+  return t.strides() == c10::IntArrayRef(strides) ? t : t.as_strided(t.sizes(), strides);
+}
+std::optional<Tensor> as_rows(const std::optional<Tensor>& t) {
+  return t ? std::optional<Tensor>(as_rows(*t)) : std::nullopt;
 }
 
 bool is_dense(const Tensor& t) { return t.dim() < 3 || t.stride(0) == t.size(1) * t.stride(1); }
@@ -135,18 +150,18 @@ LayerInput normalized(const LayerInput& input, const RowPlan& plan) {
   LayerInput n = input;
   if (has_tokens(input)) {
     n.x = input.x.to(at::kLong).contiguous();
-    if (n.embedding) n.embedding = with_adjacent_elements(*n.embedding);
+    n.embedding = as_rows(n.embedding);
   } else {
-    n.x = with_adjacent_elements(input.x);
+    n.x = as_rows(input.x);
     // A table of rows has one stride.
-    if (!plan.complete && !is_dense(n.x)) n.x = n.x.contiguous();
+    if (!plan.complete && !is_dense(n.x)) n.x = as_rows(n.x.contiguous());
   }
   for (DirectionWeights& w : n.weights) {
-    w.w_ih = with_adjacent_elements(w.w_ih);
-    w.w_hh = with_adjacent_elements(w.w_hh);
+    w.w_ih = as_rows(w.w_ih);
+    w.w_hh = as_rows(w.w_hh);
     if (w.b_ih) w.b_ih = w.b_ih->contiguous();
     if (w.b_hh) w.b_hh = w.b_hh->contiguous();
-    if (w.w_hr) w.w_hr = with_adjacent_elements(*w.w_hr);
+    w.w_hr = as_rows(w.w_hr);
   }
   return n;
 }
@@ -164,9 +179,23 @@ std::optional<Tensor> contiguous(const std::optional<Tensor>& t) {
   return t ? std::optional<Tensor>(t->contiguous()) : std::nullopt;
 }
 
-// Where the backend has no 16-bit tensors, bfloat16 weights become float32 ones, which lose nothing
-// when products round them again.
+// Every tensor as what its memory says, and where the backend has no 16-bit tensors, bfloat16
+// weights as float32 ones, which lose nothing when products round them again.
 LayerInput prepared(LayerInput input, const Backend& backend) {
+  input.x = readable("x", input.x);
+  input.embedding = readable("embedding", input.embedding);
+  input.h0 = readable("h0", input.h0);
+  input.c0 = readable("c0", input.c0);
+  input.batch_sizes = readable("batch_sizes", input.batch_sizes);
+  input.lengths = readable("lengths", input.lengths);
+  input.reset = readable("reset", input.reset);
+  for (DirectionWeights& w : input.weights) {
+    w.w_ih = readable("w_ih", w.w_ih);
+    w.w_hh = readable("w_hh", w.w_hh);
+    w.b_ih = readable("b_ih", w.b_ih);
+    w.b_hh = readable("b_hh", w.b_hh);
+    w.w_hr = readable("w_hr", w.w_hr);
+  }
   for (DirectionWeights& w : input.weights) {
     input.bf16_products =
         input.bf16_products || (!backend.native_half && w.w_ih.scalar_type() == at::kBFloat16);
@@ -246,17 +275,26 @@ LayerOutput layer_fwd(const LayerInput& given, Keep keep) {
   return out;
 }
 
-LayerGrads layer_bwd(const LayerInput& given, const LayerOutput& kept,
-                     const LayerOutputGrads& grads, LayerNeeds needs) {
+LayerGrads layer_bwd(const LayerInput& given, const LayerOutput& given_kept,
+                     const LayerOutputGrads& given_grads, LayerNeeds needs) {
   const Backend& backend = backend_of(given.x);
   const c10::DeviceGuard guard(given.x.device());
   const LayerInput input = prepared(given, backend);
+  LayerOutput kept;
+  if (given_kept.h.defined()) kept.h = readable("h", given_kept.h);
+  kept.c = readable("c", given_kept.c);
+  kept.reserve = readable("reserve", given_kept.reserve);
+  const LayerOutputGrads grads{readable("grad_y", given_grads.y), readable("grad_c", given_grads.c),
+                               readable("grad_h_n", given_grads.h_n),
+                               readable("grad_c_n", given_grads.c_n)};
   const CellTraits& cell = kCellTraits[input.cell];
   const Sizes s = check_input(input);
   RowPlan plan = plan_rows(input, s);
   const bool projected = input.weights[0].w_hr.has_value();
   const Tensor& like = input.weights[0].w_ih;
-  check_like("h", kept.h, like, {plan.buffer_rows(), s.D * s.P});
+  TORCH_CHECK(kept.h.defined() || (cell.has_c && !needs.weights),
+              "h must be given where weights need a gradient, and but for the LSTM, got None");
+  if (kept.h.defined()) check_like("h", kept.h, like, {plan.buffer_rows(), s.D * s.P});
   if (cell.has_c)
     check_like("c", kept.c, state_type(like.scalar_type()), like, {plan.buffer_rows(), s.D * s.H});
   check_like("reserve", kept.reserve, like, {s.D, s.rows, (cell.reserve + projected) * s.H});
@@ -300,11 +338,11 @@ LayerGrads layer_bwd(const LayerInput& given, const LayerOutput& kept,
     if (w.w_hr) dw.w_hr = allocate({s.P, s.H});
   }
   if (!empty) {
-    LayerOutputGrads normal = grads;
-    if (normal.y) normal.y = with_adjacent_elements(*normal.y);
-    if (normal.c) normal.c = with_adjacent_elements(*normal.c);
-    normal.h_n = contiguous(normal.h_n);
-    backend.layer_bwd(normalized(input, plan), plan, kept, normal, needs, out);
+    const LayerOutputGrads normal{as_rows(grads.y), as_rows(grads.c), contiguous(grads.h_n),
+                                  grads.c_n};
+    const LayerOutput rows{kept.h.defined() ? kept.h.contiguous() : kept.h, kept.c.contiguous(),
+                           kept.reserve.contiguous(), kept.h_n, kept.c_n};
+    backend.layer_bwd(normalized(input, plan), plan, rows, normal, needs, out);
   }
   if (input.bf16_products) {
     auto narrow = [](std::optional<Tensor>& t) {

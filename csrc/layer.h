@@ -78,6 +78,7 @@ struct LayerGrads {
   std::vector<DirectionWeights> dweights;  // of the weights there are
 };
 
+// Of `kept` h, c and reserve; h may be missing for an LSTM whose weights need no gradient.
 LayerGrads layer_bwd(const LayerInput& input, const LayerOutput& kept,
                      const LayerOutputGrads& grads, LayerNeeds needs);
 

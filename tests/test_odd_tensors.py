@@ -1,0 +1,221 @@
+"""Tensors that lie anywhere in memory, and tensors that are not what their memory says.
+
+The numbers of a call are drawn, laid out at random, and the call must give the bits that it gives for
+the same numbers in fresh contiguous tensors. What lies around them is NaN, or a wrong id or length.
+"""
+
+import random
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+import torch
+from error_rule import assert_same
+from helpers import MODES, Case, Values, call, named
+from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
+
+import fastlstm
+
+CASES, CASES_A_TEST = 2000, 100
+CLASSES = {"LSTM": fastlstm.LSTM, "GRU": fastlstm.GRU}
+CELLS = {"LSTM": fastlstm.LSTMCell, "GRU": fastlstm.GRUCell}
+PARAMETERS = {"w_ih": "weight_ih", "w_hh": "weight_hh", "b_ih": "bias_ih", "b_hh": "bias_hh"}
+PARAMETERS |= {"w_hr": "weight_hr"}
+
+
+def laid_out(draw: random.Random, t: Tensor, is_lazy: bool = True) -> Tensor:
+    """The numbers of ``t`` at a random place, in a random order, with gaps; maybe a lazy tensor."""
+    if t.is_floating_point() and is_lazy:
+        if not t.any() and draw.random() < 0.5:
+            return torch._efficientzerotensor(t.shape, dtype=t.dtype)
+        if draw.random() < 0.25:
+            return torch._neg_view(laid_out(draw, -t, is_lazy=False))
+    strides, extent = [0] * t.dim(), 1
+    for dim in draw.sample(range(t.dim()), t.dim()):
+        strides[dim] = extent * draw.choice([1, 1, 1, 2, 3])
+        # One past the last element, with a gap at times.
+        extent = strides[dim] * max(1, t.size(dim)) + draw.choice([0, 0, 0, 1])
+    if draw.random() < 0.4:  # the usual order, so that only the odd strides below are odd
+        strides, extent = list(torch.empty(t.shape).stride()), max(1, t.numel())
+    offset = draw.choice([0, 0, 1, 5])
+    memory = torch.full((offset + extent + 8,), _wrong(t.dtype), dtype=t.dtype)
+    memory.as_strided(t.shape, strides, offset).copy_(t)
+    for dim, size in enumerate(t.shape):
+        if size == 1 or t.numel() == 0:
+            strides[dim] = draw.choice([0, 1, 2, 7, strides[dim], 1000])
+    return memory.as_strided(t.shape, strides, offset)
+
+
+def _wrong(dtype: torch.dtype) -> float | int | bool:
+    if dtype == torch.bool:
+        return True
+    return float("nan") if dtype.is_floating_point else 100
+
+
+def drawn_case(draw: random.Random) -> tuple[Case, Values]:
+    mode = draw.choice(MODES)
+    form = draw.choice(["plain", "plain", "packed", "lengths", "reset", "tokens", "embedding"])
+    # Sizes of 0, 1, and a few: nothing else makes strides odd.
+    T, N = draw.choice([1, 1, 2, 5]), draw.choice([1, 1, 2, 3])
+    if form != "packed":
+        T, N = draw.choice([0, T, T, T, T]), draw.choice([0, N, N, N, N])
+    lengths = None
+    if form == "packed":
+        lengths = (T, *sorted(draw.choices(range(1, T + 1), k=N - 1), reverse=True))
+    elif form == "lengths":
+        lengths = tuple(draw.choices(range(T + 1), k=N))
+    case = Case(
+        T, N, draw.choice([1, 1, 2, 5]), draw.choice([1, 1, 3, 17]),
+        mode=mode, layers=draw.choice([1, 1, 2]), bidirectional=draw.random() < 0.3,
+        bias=draw.random() < 0.8, state=draw.random() < 0.7,
+        batch_first=form != "packed" and draw.random() < 0.5,
+        proj_size=0, lengths=lengths, packed=form == "packed",
+        reset=0.3 if form == "reset" or (form == "lengths" and draw.random() < 0.3) else 0.0,
+    )  # fmt: skip
+    if mode == "LSTM" and case.H > 1 and draw.random() < 0.3:
+        case = replace(case, proj_size=draw.choice([1, case.H - 1]))
+    values = case.problem(draw.choice([torch.float32, torch.float64]), draw.randrange(1 << 30))
+    if form in ("tokens", "embedding"):
+        V = case.I if form == "tokens" else draw.choice([1, 4])
+        values["x"] = torch.randint(V, case.size)
+        if form == "embedding":
+            values["embedding"] = torch.randn(V, case.I, dtype=values["w_ih_0"].dtype)
+    for name in ("x", "h0", "c0"):
+        if name in values and values[name].is_floating_point() and draw.random() < 0.1:
+            values[name] = torch.zeros_like(values[name])
+    return case, values
+
+
+def of_function(case: Case, values: Values) -> Values:
+    return named(case, call(fastlstm.functional, case, values, return_states=True))
+
+
+def of_module(case: Case, values: Values) -> Values:
+    options = {"proj_size": case.proj_size} if case.mode == "LSTM" else {}
+    if case.mode.startswith("RNN"):
+        options["nonlinearity"] = case.mode[4:].lower()
+    module = CLASSES.get(case.mode, fastlstm.RNN)(
+        case.I, case.H, case.layers, bias=case.bias, batch_first=case.batch_first,
+        bidirectional=case.bidirectional, dtype=values["w_ih_0"].dtype, **options,
+    )  # fmt: skip
+    for name in case.weight_names:
+        layer, direction = divmod(int(name[5:]), case.directions)
+        parameter = f"{PARAMETERS[name[:4]]}_l{layer}{'_reverse' if direction else ''}"
+        delattr(module, parameter)
+        setattr(module, parameter, values[name])  # with its history, so that gradients reach it
+    x, hx = values["x"], values.get("h0")
+    if case.packed:
+        x = PackedSequence(x, values["batch_sizes"])
+    if hx is not None and case.mode == "LSTM":
+        hx = hx, values["c0"]
+    names = [n for n in ("lengths", "reset", "embedding") if n in values]
+    output, hidden, *states = module(
+        x, hx, return_states=True, **{name: values[name] for name in names}
+    )
+    if case.packed:
+        output = output.data
+        states = [type(s)(*(tuple(p.data for p in layer) for layer in s)) for s in states]
+    return named(case, (output, hidden, *states))
+
+
+def solved(solver: Callable, case: Case, values: Values, cotangents: Values | None) -> Values:
+    leaves = {
+        n: v.detach().requires_grad_(cotangents is not None) if v.is_floating_point() else v
+        for n, v in values.items()
+    }
+    results = solver(case, leaves)
+    if cotangents is None:
+        return {n: r.clone() for n, r in results.items()}
+    wanted = [n for n, v in leaves.items() if v.requires_grad]
+    some = [n for n in cotangents if results[n].requires_grad]
+    grads = torch.autograd.grad(
+        [results[n] for n in some], [leaves[n] for n in wanted],
+        [cotangents[n] for n in some], materialize_grads=True,
+    )  # fmt: skip
+    found = {n: r.detach() for n, r in results.items()}
+    found |= {f"grad {n}": g for n, g in zip(wanted, grads, strict=True)}
+    return {n: torch.nan_to_num(v.clone(), nan=1e9) for n, v in found.items()}
+
+
+def check(draw: random.Random, case: Case, values: Values, solver: Callable) -> None:
+    plain = {n: v.clone(memory_format=torch.contiguous_format) for n, v in values.items()}
+    odd = {n: laid_out(draw, v) for n, v in values.items()}
+    cotangents = odd_cotangents = None
+    if draw.random() < 0.6:
+        results = solver(case, plain)
+        cotangents = {n: torch.randn_like(r, dtype=r.dtype) for n, r in results.items()}
+        cotangents = {n: g.contiguous() for n, g in cotangents.items() if draw.random() < 0.8}
+        odd_cotangents = {n: laid_out(draw, g) for n, g in cotangents.items()}
+    expected = solved(solver, case, plain, cotangents or None)
+    assert_same(solved(solver, case, odd, odd_cotangents or None), expected)
+
+
+@pytest.mark.parametrize("seed", range(CASES // CASES_A_TEST))
+def test_the_place_of_the_numbers_changes_no_bit(seed: int) -> None:
+    draw = random.Random(seed)
+    for k in range(CASES_A_TEST):
+        state = draw.getstate()
+        case, values = drawn_case(draw)
+        solver = draw.choice([of_function, of_module])
+        try:
+            check(draw, case, values, solver)
+        except Exception as error:
+            error.add_note(f"case {k} of seed {seed}: {case}, {solver.__name__}, {state[1][-1]}")
+            raise
+
+
+def of_cell(mode: str, values: Values) -> Values:
+    options = {"nonlinearity": mode[4:].lower()} if mode.startswith("RNN") else {}
+    rows, width = values["w_ih"].shape
+    module = CELLS.get(mode, fastlstm.RNNCell)(
+        width, values["w_hh"].size(1), bias="b_ih" in values, **options
+    )
+    for name, parameter in PARAMETERS.items():
+        if name in values:
+            delattr(module, parameter)
+            setattr(module, parameter, values[name])
+    h = module(values["x"], (values["h"], values["c"]) if mode == "LSTM" else values["h"])
+    return dict(zip("hc", h if mode == "LSTM" else (h,), strict=False))
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_the_place_of_the_numbers_of_a_cell(seed: int) -> None:
+    draw = random.Random(seed)
+    for _ in range(CASES_A_TEST):
+        mode = draw.choice(MODES)
+        N, I, H = (draw.choice([1, 1, 2, 3]) for _ in range(3))  # noqa: E741
+        N, gates = draw.choice([0, N, N, N]), {"LSTM": 4, "GRU": 3}.get(mode, 1)
+        shapes = {"x": (N, I), "h": (N, H), "w_ih": (gates * H, I), "w_hh": (gates * H, H)}
+        shapes |= {"c": (N, H)} if mode == "LSTM" else {}
+        shapes |= {"b_ih": (gates * H,), "b_hh": (gates * H,)} if draw.random() < 0.8 else {}
+        dtype = draw.choice([torch.float32, torch.float64])
+        values = {n: torch.randn(shape, dtype=dtype) for n, shape in shapes.items()}
+        if N and draw.random() < 0.2:  # without a batch
+            values |= {n: values[n][0] for n in ("x", "h", "c") if n in values}
+        check(draw, mode, values, of_cell)
+
+
+@pytest.mark.parametrize("cls", [fastlstm.LSTM, fastlstm.GRU, fastlstm.RNN])
+def test_one_row_of_a_padded_batch_reads_its_own_steps(cls: type[nn.Module]) -> None:
+    """A batch of one row in batch-first layout: a stride of 5 between rows that do not exist."""
+    m, x = cls(5, 7, batch_first=True), torch.randn(1, 6, 5)
+    expected = m(x[:, :3])[0]
+    assert torch.equal(m(x, lengths=[3])[0][:, :3], expected)
+    compiled = torch.compile(lambda x: m(x, lengths=torch.tensor([3]))[0], backend="aot_eager")
+    assert torch.equal(compiled(x)[:, :3], expected)
+    each = torch.vmap(lambda x: m(x, lengths=torch.tensor([3]))[0])(x.unsqueeze(0))
+    assert torch.equal(each[0][:, :3], expected)
+
+
+def test_a_long_row_is_not_read_past_its_end() -> None:
+    m = fastlstm.RNN(512, 4, batch_first=True)
+    output, _ = m(torch.randn(1, 3000, 512), lengths=[2999])
+    assert output.isfinite().all()
+
+
+def test_a_negative_view_is_what_it_stands_for() -> None:
+    v = torch.randn(5, 2, 1, dtype=torch.complex64).conj().imag
+    assert v.is_neg()
+    m = fastlstm.LSTM(1, 4)
+    assert torch.equal(m(v)[0], m(v.clone())[0])
