@@ -4,6 +4,7 @@
 
 #include "cell.h"
 #include "layer.h"
+#include "outputs.h"
 
 namespace py = pybind11;
 
@@ -59,7 +60,7 @@ py::tuple py_layer_bwd(const std::string& mode, const Tensor& x, const OptionalT
                        const OptionalTensor& h0, const OptionalTensor& c0,
                        const std::vector<OptionalTensor>& weights,
                        const OptionalTensor& batch_sizes, const OptionalTensor& lengths,
-                       const OptionalTensor& reset, const Tensor& h, const Tensor& c,
+                       const OptionalTensor& reset, const OptionalTensor& h, const Tensor& c,
                        const Tensor& reserve, const OptionalTensor& grad_y,
                        const OptionalTensor& grad_c, const OptionalTensor& grad_h_n,
                        const OptionalTensor& grad_c_n, bool needs_x, bool needs_embedding,
@@ -68,7 +69,8 @@ py::tuple py_layer_bwd(const std::string& mode, const Tensor& x, const OptionalT
   {
     py::gil_scoped_release release;
     g = layer_bwd(layer_input(mode, x, embedding, h0, c0, weights, batch_sizes, lengths, reset),
-                  {h, c, reserve, Tensor(), Tensor()}, {grad_y, grad_c, grad_h_n, grad_c_n},
+                  {h.value_or(Tensor()), c, reserve, Tensor(), Tensor()},
+                  {grad_y, grad_c, grad_h_n, grad_c_n},
                   {needs_x, needs_embedding, needs_state, needs_weights});
   }
   std::vector<OptionalTensor> dweights;
@@ -94,15 +96,16 @@ py::tuple py_cell_fwd(const std::string& mode, const Tensor& x, const Tensor& h,
 
 py::tuple py_cell_bwd(const std::string& mode, const Tensor& x, const Tensor& h,
                       const OptionalTensor& c, const Tensor& w_ih, const Tensor& w_hh,
-                      const OptionalTensor& b_ih, const OptionalTensor& b_hh, const Tensor& h_out,
-                      const OptionalTensor& c_out, const Tensor& reserve,
-                      const OptionalTensor& grad_h, const OptionalTensor& grad_c, bool needs_x,
-                      bool needs_h, bool needs_c, bool needs_weights) {
+                      const OptionalTensor& b_ih, const OptionalTensor& b_hh,
+                      const OptionalTensor& h_out, const OptionalTensor& c_out,
+                      const Tensor& reserve, const OptionalTensor& grad_h,
+                      const OptionalTensor& grad_c, bool needs_x, bool needs_h, bool needs_c,
+                      bool needs_weights) {
   CellGrads g;
   {
     py::gil_scoped_release release;
     g = cell_bwd({cell_kind(mode), x, h, c, w_ih, w_hh, b_ih, b_hh},
-                 {h_out, c_out.value_or(Tensor()), reserve}, grad_h, grad_c,
+                 {h_out.value_or(Tensor()), c_out.value_or(Tensor()), reserve}, grad_h, grad_c,
                  {needs_x, needs_h, needs_c, needs_weights});
   }
   return py::make_tuple(present(g.dx), present(g.dh), present(g.dc), present(g.dw_ih),
@@ -130,6 +133,18 @@ void bind_layers(py::module_& m) {
         py::arg("b_ih"), py::arg("b_hh"), py::arg("h_out"), py::arg("c_out"), py::arg("reserve"),
         py::arg("grad_h"), py::arg("grad_c"), py::arg("needs_x"), py::arg("needs_h"),
         py::arg("needs_c"), py::arg("needs_weights"));
+  m.def(
+      "part_of",
+      [](const Tensor& buffer, const std::vector<int64_t>& sizes,
+         const std::vector<int64_t>& strides,
+         int64_t offset) { return part_of(buffer, sizes, strides, offset); },
+      "Memory of `buffer` in a tensor that is no view (csrc/outputs.h)", py::arg("buffer"),
+      py::arg("sizes"), py::arg("strides"), py::arg("offset"));
+  m.def("alias_of", &alias_of, "The same of all of it", py::arg("t"));
+  m.def("version_of", &version_of, "An empty tensor with the version counter of `t`", py::arg("t"));
+  m.def("transpose_in_place", &transpose_in_place, "t.transpose_(), which is no new version",
+        py::arg("t"), py::arg("dim0"), py::arg("dim1"));
+  m.def("are_plain", &are_plain, "Whether the kernels can read every one", py::arg("tensors"));
 }
 
 }  // namespace fastlstm

@@ -35,7 +35,7 @@ def layer_bwd(
     batch_sizes: Tensor | None,
     lengths: Tensor | None,
     reset: Tensor | None,
-    h: Tensor,
+    h: Tensor | None,
     c: Tensor,
     reserve: Tensor,
     grad_y: Tensor | None,
@@ -67,7 +67,7 @@ def cell_bwd(
     w_hh: Tensor,
     b_ih: Tensor | None,
     b_hh: Tensor | None,
-    h_out: Tensor,
+    h_out: Tensor | None,
     c_out: Tensor | None,
     reserve: Tensor,
     grad_h: Tensor | None,
@@ -77,6 +77,13 @@ def cell_bwd(
     needs_c: bool,
     needs_weights: bool,
 ) -> tuple[Tensor | None, ...]: ...
+def part_of(
+    buffer: Tensor, sizes: Sequence[int], strides: Sequence[int], offset: int
+) -> Tensor: ...
+def alias_of(t: Tensor) -> Tensor: ...
+def version_of(t: Tensor) -> Tensor: ...
+def transpose_in_place(t: Tensor, dim0: int, dim1: int) -> None: ...
+def are_plain(tensors: tuple[Tensor | None, ...]) -> bool: ...
 def cpu_capability() -> str: ...
 def cuda_arch_list() -> str: ...
 

@@ -26,6 +26,7 @@ class Call:
     Attributes:
         mode: ``"LSTM"``, ``"GRU"``, ``"RNN_TANH"`` or ``"RNN_RELU"``.
         needs_c: forward has to keep the cell states, gradient or not.
+        kept_outputs: which outputs lie in memory that is kept for backward.
         num_outputs: of :meth:`run`; None stands for those that the mode does not have.
         num_kept: tensors that backward needs beside the inputs.
         output_row_dims: for each output, the dimension with the rows of the batch.
@@ -33,6 +34,7 @@ class Call:
 
     mode: str
     needs_c = False
+    kept_outputs: tuple[int, ...]
     num_outputs: int
     num_kept: int
     output_row_dims: tuple[int, ...]
@@ -56,6 +58,10 @@ class Call:
         kernel: Callable | None = None,
     ) -> Tensors:
         """Run backward: from a gradient for each output, or None, to one for each input in need."""
+        raise NotImplementedError
+
+    def reads(self, needs: Sequence[bool]) -> tuple[Sequence[bool], Sequence[bool]]:
+        """Which numbers :meth:`pull_back` reads, of the inputs and of what is kept, for ``needs``."""
         raise NotImplementedError
 
     def reference(self, tensors: Tensors) -> Tensors:
@@ -83,6 +89,7 @@ class Layer(Call):
     def __init__(self, mode: str, return_c: bool) -> None:
         self.mode = mode
         self.needs_c = return_c
+        self.kept_outputs = (0, 1) if return_c else (0,)
 
     @property
     def output_row_dims(self) -> tuple[int, ...]:
@@ -108,6 +115,19 @@ class Layer(Call):
         )  # fmt: skip
         found = (dx, dembedding, dh0, dc0, None, None, None, *(dweights or [None] * len(weights)))
         return [grad if needed else None for grad, needed in zip(found, needs, strict=True)]
+
+    def reads(self, needs):
+        needs_x, needs_embedding, *_ = needs
+        weights = any(needs[self.num_states :])
+        below = needs_x or needs_embedding
+        inputs = (weights or needs_embedding, weights, False, False, True, True, True)
+        directions = (len(needs) - self.num_states) // 5
+        # Of an LSTM, the cell itself reads c.
+        return inputs + (below, True, False, False, True) * directions, (
+            weights or self.mode != "LSTM",
+            True,
+            True,
+        )
 
     def reference(self, tensors):
         h_type, _ = kernel_types(tensors[self.num_states])
@@ -141,10 +161,17 @@ class Cell(Call):
 
     def __init__(self, mode: str) -> None:
         self.mode = mode
+        # What the cell reads of its own results: c, of the RNN h.
+        self.kept_outputs = {"LSTM": (1,), "GRU": ()}.get(mode, (0,))
 
     def run(self, tensors, keep, kernel=None):
         h, c, reserve = (kernel or _C.cell_fwd)(self.mode, *tensors, keep == KEEP_ALL)
         c = c if self.mode == "LSTM" else None
+        if kernel is None and keep == KEEP_ALL:
+            kept = [
+                _C.alias_of(t) if i in self.kept_outputs else None for i, t in enumerate((h, c))
+            ]
+            return (h, c), (*kept, reserve)
         return (h, c), (h, c, reserve)
 
     def pull_back(self, tensors, kept, grads, needs, kernel=None):
@@ -153,6 +180,12 @@ class Cell(Call):
             self.mode, *tensors, *kept, *grads, needs_x, needs_h, needs_c, any(needs_weights)
         )
         return [grad if needed else None for grad, needed in zip(found, needs, strict=True)]
+
+    def reads(self, needs):
+        needs_x, needs_h, _, *needs_weights = needs
+        weights, is_lstm = any(needs_weights), self.mode == "LSTM"
+        reads_h = weights or self.mode == "GRU"
+        return (weights, reads_h, is_lstm, needs_x, needs_h, False, False), (True, True, True)
 
     def reference(self, tensors):
         h_type, _ = kernel_types(tensors[3])
@@ -187,11 +220,12 @@ def every_step(buffer: Tensor, rows: torch.Size, directions: int) -> Tensor:
 
 
 def _every_step_at_once(buffer: Tensor, rows: torch.Size, directions: int) -> Tensor:
-    # A call of the smallest layers takes about as long as a view.
+    # No view, as callers may do to an output what torch.nn's lets them: detach_(), squeeze_(). And a
+    # call of the smallest layers takes about as long as a view.
     width = buffer.size(1)
     strides = (width, 1) if len(rows) == 1 else (rows[1] * width, width, 1)
     batch, _ = _batch_and_count(buffer, rows, directions)
-    return buffer.as_strided((*rows, width), strides, batch * width)
+    return _C.part_of(buffer, (*rows, width), strides, batch * width)
 
 
 def _batch_and_count(buffer: Tensor, rows: torch.Size, directions: int) -> tuple[int, int]:

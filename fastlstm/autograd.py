@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from fastlstm import ops, transforms
+from fastlstm._extension import _C
 from fastlstm._kernels import CELLS, KEEP_ALL, LAYERS, Call, Tensors
 from fastlstm.derivatives import are_kernels_enough, differentiable_pull_back, without_autocast
 
@@ -98,27 +99,69 @@ def _run(call: Call, tensors: Tensors) -> Tensors:
 
 
 class Recurrence(torch.autograd.Function):
-    """The everyday route. Backward may run many times: nothing saved is overwritten."""
+    """The everyday route. Backward may run many times: nothing saved is overwritten.
+
+    Saved is what backward reads for the gradients that are wanted. The other inputs are held for
+    higher derivatives alone, so that until then they may change.
+    """
 
     @staticmethod
     def forward(ctx, call, *tensors):
         outputs, kept = call.run(tensors, KEEP_ALL)
-        ctx.call = call
-        ctx.save_for_backward(*tensors, *kept)
+        read, read_kept = call.reads(ctx.needs_input_grad[1:])
+        ctx.call, ctx.read = call, read
+        ctx.save_for_backward(
+            *[t if r else None for t, r in zip(tensors, read, strict=True)],
+            *[t if r else None for t, r in zip(kept, read_kept, strict=True)],
+        )
+        ctx.held = [
+            None if r or t is None else (t, _version(t)) for t, r in zip(tensors, read, strict=True)
+        ]
+        # Outputs lie in the memory of what is kept, and they may be changed in place.
+        ctx.witnesses = [
+            _C.version_of(outputs[i])
+            for i in call.kept_outputs
+            if kept[i] is not None and read_kept[i]
+        ]
         ctx.set_materialize_grads(False)
         return outputs
 
     @staticmethod
     def backward(ctx, *grads):
         call, needs, saved = ctx.call, ctx.needs_input_grad[1:], ctx.saved_tensors
-        tensors, kept = saved[: len(needs)], saved[len(needs) :]
         if all(grad is None for grad in grads):
             return (None,) * (1 + len(needs))
+        tensors = [
+            t if pair is None else pair[0]
+            for t, pair in zip(saved[: len(needs)], ctx.held, strict=True)
+        ]
+        kept = saved[len(needs) :]
         if torch.compiler.is_compiling():  # by compiled autograd
             return None, *call.pull_back(tensors, kept, grads, needs, ops.backward_of(call))
-        # A transform of the backward pass alone.
-        if transforms.are_active():
+        is_changed = any(_version(t) for t in ctx.witnesses)
+        is_everyday = not transforms.are_active() and are_kernels_enough()
+        if is_changed or not is_everyday:
+            _check_unchanged(ctx.held)
+        if is_changed:
+            _, kept = call.run(tensors, KEEP_ALL)
+        if is_everyday:
+            return None, *call.pull_back(tensors, kept, grads, needs)
+        if transforms.are_active():  # a transform of the backward pass alone
             return None, *transforms.pull_back(call, tensors, kept, grads, needs)
-        if not are_kernels_enough():
-            return None, *differentiable_pull_back(call, tensors, grads, needs)
-        return None, *call.pull_back(tensors, kept, grads, needs)
+        return None, *differentiable_pull_back(call, tensors, grads, needs)
+
+
+def _version(t: Tensor) -> int:
+    """How often ``t`` was changed in place; 0 for tensors of inference mode, which nobody counts."""
+    return 0 if t.is_inference() else t._version
+
+
+def _check_unchanged(held: Sequence[tuple[Tensor, int] | None]) -> None:
+    for t, version in filter(None, held):
+        if _version(t) != version:
+            raise RuntimeError(
+                "one of the variables needed for gradient computation has been modified by an inplace"
+                f" operation: a tensor of shape {list(t.shape)} is at version {_version(t)}; expected"
+                f" version {version} instead. Higher derivatives, and gradients after an output was"
+                " changed in place, need every argument as it was in forward"
+            )

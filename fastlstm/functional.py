@@ -297,10 +297,13 @@ def _rnn_mode(nonlinearity: str) -> str:
 def _cell(
     mode: str, input: Tensor, h: Tensor, c: Tensor | None, w_ih, w_hh, b_ih, b_hh
 ) -> tuple[Tensor, Tensor | None]:
-    precision = precision_of(w_ih)
-    if precision.compute is not None:
+    precision, given_c = precision_of(w_ih), c
+    if precision.compute is None:
+        if c is not None and c.dtype != precision.result:
+            c = precision.enter_cell_state("c", c)
+    else:
         enter = precision.enter
-        input, h, c = enter("input", input), enter("h", h), enter("c", c)
+        input, h, c = enter("input", input), enter("h", h), precision.enter_cell_state("c", c)
         w_ih, w_hh = enter("w_ih", w_ih), enter("w_hh", w_hh)
         b_ih, b_hh = enter("b_ih", b_ih), enter("b_hh", b_hh)
     if input.dim() != 1:
@@ -310,6 +313,4 @@ def _cell(
         rows = (input.unsqueeze(0), h.unsqueeze(0), c)
         h, c = autograd.cell(mode, *rows, w_ih, w_hh, b_ih, b_hh)
         h, c = h.squeeze(0), None if c is None else c.squeeze(0)
-    if precision.compute is not None:
-        h, c = precision.leave(h), None if c is None else precision.leave(c)
-    return h, c
+    return precision.leave(h), None if c is None else precision.leave_cell_state(c, given_c)

@@ -36,14 +36,16 @@ _CELL_INPUTS = (
 _SCHEMAS = {
     "layer": f"({_LAYER_INPUTS}, int keep)"
     " -> (Tensor h, Tensor c, Tensor reserve, Tensor h_n, Tensor c_n)",
-    "layer_backward": f"({_LAYER_INPUTS}, Tensor h, Tensor c, Tensor reserve, Tensor? grad_y,"
+    "layer_backward": f"({_LAYER_INPUTS}, Tensor? h, Tensor c, Tensor reserve, Tensor? grad_y,"
     " Tensor? grad_c, Tensor? grad_h_n, Tensor? grad_c_n, bool needs_x, bool needs_embedding,"
     " bool needs_state, bool needs_weights)"
     " -> (Tensor dx, Tensor dembedding, Tensor dh0, Tensor dc0, Tensor[] dweights)",
     "cell": f"({_CELL_INPUTS}, bool keep) -> (Tensor h_out, Tensor c_out, Tensor reserve)",
-    "cell_backward": f"({_CELL_INPUTS}, Tensor h_out, Tensor c_out, Tensor reserve,"
+    "cell_backward": f"({_CELL_INPUTS}, Tensor? h_out, Tensor? c_out, Tensor reserve,"
     " Tensor? grad_h, Tensor? grad_c, bool needs_x, bool needs_h, bool needs_c, bool needs_weights)"
     " -> (Tensor dx, Tensor dh, Tensor dc, Tensor dw_ih, Tensor dw_hh, Tensor db_ih, Tensor db_hh)",
+    # A clone that no compiler takes for superfluous: inductor removes aten's.
+    "copy": "(Tensor t) -> Tensor",
 }
 for _name, _schema in _SCHEMAS.items():
     torch.library.define(f"fastlstm::{_name}", _schema, tags=(torch.Tag.pt2_compliant_tag,))
@@ -51,19 +53,17 @@ for _name, _schema in _SCHEMAS.items():
 # Gates, and numbers that backward reads again beside c: both in units of H.
 _GATES = {"LSTM": 4, "GRU": 3, "RNN_TANH": 1, "RNN_RELU": 1}
 _RESERVE = {"LSTM": 4, "GRU": 4, "RNN_TANH": 0, "RNN_RELU": 0}
-_PLAIN_TYPES = {Tensor, torch.nn.Parameter, type(None)}
 
 
 def are_needed(tensors: Tensors) -> bool:
     """Whether the call must go through torch's dispatcher: the kernels only know plain tensors.
 
-    True for meta tensors, for FakeTensor, DTensor and their like, and while a mode such as
-    ``make_fx`` or ``torch.jit.trace`` watches operators.
+    True for meta tensors, for FakeTensor, DTensor, functional tensors and their like, and while a
+    mode such as ``make_fx`` or ``torch.jit.trace`` watches operators.
     """
     return (
         torch._C._len_torch_dispatch_stack() > 0
-        or tensors[0].is_meta
-        or not _PLAIN_TYPES.issuperset(map(type, tensors))
+        or not _C.are_plain(tuple(tensors))
         or torch.jit.is_tracing()
     )
 
@@ -182,10 +182,10 @@ def _layer_backward(
         grad_y, grad_c, grad_h_n, grad_c_n, needs_x, needs_embedding, needs_state, needs_weights,
     )  # fmt: skip
     return (
-        _or_empty(dx, h),
-        _or_empty(dembedding, h),
-        _or_empty(dh0, h),
-        _or_empty(dc0 if needs_state else None, h),
+        _or_empty(dx, reserve),
+        _or_empty(dembedding, reserve),
+        _or_empty(dh0, reserve),
+        _or_empty(dc0 if needs_state else None, reserve),
         pick(dweights, has_weight) if needs_weights else [],
     )
 
@@ -197,12 +197,13 @@ def _layer_backward_fake(
 ):  # fmt: skip
     w_ih, w_hh = weights[:2]
     directions, H, P = len(has_weight) // 5, w_ih.size(0) // _GATES[mode], w_hh.size(1)
-    # As forward made h: directions * N + rows + 1 rows.
+    # As forward made h and c: directions * N + rows + 1 rows.
     rows = x.size(0) if batch_sizes is not None else x.size(0) * x.size(1)
-    N = (h.size(0) - 1 - rows) // directions if batch_sizes is not None else x.size(1)
+    states = c if h is None else h
+    N = (states.size(0) - 1 - rows) // directions if batch_sizes is not None else x.size(1)
 
     def empty(needed: bool, *shape) -> Tensor:
-        return h.new_empty(shape if needed else 0)
+        return reserve.new_empty(shape if needed else 0)
 
     return (
         empty(needs_x, *x.shape),
@@ -253,6 +254,16 @@ def _cell_backward_fake(
     )
 
 
+@_implements("copy")
+def _copy(t):
+    return t.clone()
+
+
+@register_fake("fastlstm::copy")
+def _copy_fake(t):
+    return torch.empty_like(t)
+
+
 def _setup_layer(ctx, inputs, output):
     mode, x, embedding, h0, c0, weights, ctx.has_weight, batch_sizes, lengths, reset, _ = inputs
     ctx.call = LAYERS[mode, mode == "LSTM"]
@@ -298,5 +309,6 @@ def _gradients(call, tensors, kept, grads, needs):
     return call.pull_back(tensors, kept, grads, needs, backward_of(call))
 
 
+register_autograd("fastlstm::copy", lambda ctx, grad: grad)
 register_autograd("fastlstm::layer", _layer_vjp, setup_context=_setup_layer)
 register_autograd("fastlstm::cell", _cell_vjp, setup_context=_setup_cell)

@@ -18,6 +18,9 @@ HALF_TYPES = (torch.float16, torch.bfloat16)
 NATIVE_HALF = {"cuda"}
 
 
+_CELL_STATE_TYPES = (torch.float32, *HALF_TYPES)
+
+
 class Precision(NamedTuple):
     """The dtypes of one call.
 
@@ -45,6 +48,26 @@ class Precision(NamedTuple):
             raise RuntimeError(f"{name} must have {expected}, got {t.dtype}")
         # Through the narrow type: under autocast, values are what a matmul in that type would see.
         return t.to(self.result).to(self.compute)
+
+    def enter_cell_state(self, name: str, t: Tensor | None) -> Tensor | None:
+        """Cast c, which may also have another dtype of at most 32 bits than the weights.
+
+        As torch.nn does for a bfloat16 LSTM with a float32 c. Then c is not rounded on the way in.
+        """
+        compute = self.compute or self.result
+        if t is None or self.is_autocast or t.dtype == self.weight:
+            return self.enter(name, t)
+        if t.dtype not in _CELL_STATE_TYPES:
+            expected = f"dtype {self.weight}, or one of at most 32 bits"
+            raise RuntimeError(f"{name} must have {expected}, got {t.dtype}")
+        return t.to(compute)
+
+    def leave_cell_state(self, t: Tensor, given: Tensor | None) -> Tensor:
+        """Cast the last c to the dtype of the first, or of results where that is wider."""
+        if given is None or self.is_autocast or given.dtype == self.weight:
+            return self.leave(t)
+        is_wider = self.weight == torch.float64
+        return t.to(self.weight if is_wider else given.dtype)
 
     def enter_weight(self, name: str, t: Tensor | None) -> Tensor | None:
         """Cast a weight of a layer to the dtype in which its kernels take it."""

@@ -12,11 +12,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fastlstm import autograd
+from fastlstm._extension import _C
+from fastlstm.plain import is_plain
 from fastlstm.precision import Precision, precision_of
 from fastlstm.reference import LSTMStates, RNNStates
 
 Weights = Sequence[Sequence[Tensor | None]]
 
+_PROXY = torch._C._TorchDispatchModeKey.PROXY
 _WEIGHT_NAMES = ("w_ih", "w_hh", "b_ih", "b_hh", "w_hr")
 
 
@@ -49,6 +52,16 @@ class _Layout(NamedTuple):
         if not self.is_batched:
             return t.squeeze(1)
         return t.transpose(0, 1) if self.batch_first else t
+
+    def leave_for_good(self, t: Tensor) -> Tensor:
+        """The same of a tensor that nobody else has: as in torch.nn, the result is no view.
+
+        Views cannot be detached or squeezed in place.
+        """
+        if self.is_batched and self.batch_first and is_plain(t):
+            _C.transpose_in_place(t, 0, 1)
+            return t
+        return _apart(self.leave(t))
 
 
 def run_stack(
@@ -92,6 +105,7 @@ def run_stack(
         x, embedding, is_tokens = _looked_up(x, embedding), None, False
 
     h0, c0 = _as_states(mode, hx, len(weights), layout, x.device)
+    given_c0 = c0
     if precision.compute is not None:
         weights = [
             tuple(map(precision.enter_weight, _WEIGHT_NAMES, five_weights))
@@ -99,7 +113,9 @@ def run_stack(
         ]
         embedding = precision.enter("embedding", embedding)
         x = x if is_tokens else precision.enter("input", x)
-        h0, c0 = precision.enter("h0", h0), precision.enter("c0", c0)
+        h0, c0 = precision.enter("h0", h0), precision.enter_cell_state("c0", c0)
+    elif c0 is not None and c0.dtype != precision.result:
+        c0 = precision.enter_cell_state("c0", c0)
 
     is_lstm = mode == "LSTM"
     h, c, h_n, c_n = [], [], [], []
@@ -128,16 +144,35 @@ def run_stack(
         t = precision.leave(last[0] if layers == 1 else torch.cat(last))
         return t if layout.is_batched else t.squeeze(1)
 
-    hidden = (stacked(h_n), stacked(c_n)) if is_lstm else stacked(h_n)
-    if not return_states:
-        return StackResult(layout.leave(precision.leave(x)), hidden, None)
-    every_h = tuple(layout.leave(precision.leave(t)) for t in h)
+    hidden = stacked(h_n)
     if is_lstm:
-        states = LSTMStates(every_h, tuple(layout.leave(precision.leave(t)) for t in c))
+        last_c = c_n[0] if layers == 1 else torch.cat(c_n)
+        last_c = precision.leave_cell_state(last_c, given_c0)
+        hidden = (hidden, last_c if layout.is_batched else last_c.squeeze(1))
+    if not return_states:
+        return StackResult(layout.leave_for_good(precision.leave(x)), hidden, None)
+    every_h = tuple(_apart(layout.leave(precision.leave(t))) for t in h)
+    if is_lstm:
+        states = LSTMStates(every_h, tuple(_apart(layout.leave(precision.leave(t))) for t in c))
     else:
         states = RNNStates(every_h)
     # The output is the last layer's h, not a second view of it.
     return StackResult(every_h[-1], hidden, states)
+
+
+def _apart(t: Tensor) -> Tensor:
+    """``t`` in memory of its own, where it may leave a graph that is being captured for autograd.
+
+    It is a view of what is kept for backward, and AOTAutograd does not tell that view from a tensor
+    of its own: ``output.mul_(2)`` would change what backward reads, and nobody would know.
+    """
+    return torch.ops.fastlstm.copy.default(t) if t.requires_grad and _is_captured() else t
+
+
+def _is_captured() -> bool:
+    if torch._C._are_functorch_transforms_active() or torch.compiler.is_exporting():
+        return False
+    return torch.compiler.is_compiling() or torch._C._get_dispatch_mode(_PROXY) is not None
 
 
 def _five_weights(mode: str, entry: Sequence[Tensor | None]) -> tuple[Tensor | None, ...]:

@@ -44,9 +44,10 @@ inline at::Tensor with_apart_rows(const at::Tensor& t) {
   return t.size(0) <= 1 || t.stride(0) >= t.size(1) ? t : t.contiguous();
 }
 
-// Element `offset` of the memory of t on.
+// Element `offset` of the memory of t on; null where there is no t.
 template <class S>
 const S* data(const at::Tensor& t, int64_t offset = 0) {
+  if (!t.defined()) return nullptr;
   return reinterpret_cast<const S*>(static_cast<const char*>(t.const_data_ptr()) +
                                     offset * static_cast<int64_t>(t.element_size()));
 }
