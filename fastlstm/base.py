@@ -4,10 +4,13 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.fx import Proxy
 from torch.nn.utils.rnn import PackedSequence
 
+from fastlstm import functional
 from fastlstm.plain import REFUSED, is_plain, other_device
 from fastlstm.stack import run_stack
+from fastlstm.tracing import is_fx_symbolic_tracing, record
 
 
 class RecurrentBase(nn.RNNBase):
@@ -57,6 +60,16 @@ class RecurrentBase(nn.RNNBase):
         return_states: bool,
     ):
         """Do what ``forward`` does; bad arguments fail as they do in torch.nn."""
+        if is_fx_symbolic_tracing():
+            options = {
+                "lengths": lengths,
+                "reset": reset,
+                "embedding": embedding,
+                "return_states": return_states,
+            }
+            recorded = record(self, self._as_function, (input, hx), options)
+            if recorded is not None:
+                return recorded
         packed, batch_sizes = None, None
         if isinstance(input, PackedSequence):
             packed, input, batch_sizes = input, input.data, input.batch_sizes
@@ -95,6 +108,21 @@ class RecurrentBase(nn.RNNBase):
                 layers = (tuple(PackedSequence(t, *order) for t in layer) for layer in states)
                 states = type(states)(*layers)
         return (output, hidden, states) if return_states else (output, hidden)
+
+    def _as_function(self, input: Proxy, hx=None, **options) -> Proxy:
+        """Do what ``forward`` does, but for packed input, with an operation that is recorded."""
+        if self.mode.startswith("RNN"):
+            options["nonlinearity"] = self.nonlinearity
+        return getattr(functional, self.mode.partition("_")[0].lower())(
+            input,
+            hx,
+            [[self._weight(name) for name in names] for names in self._all_weights],
+            batch_first=self.batch_first,
+            bidirectional=self.bidirectional,
+            dropout=self.dropout,
+            training=self.training,
+            **options,
+        )
 
     def _check(
         self,

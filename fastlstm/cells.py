@@ -7,10 +7,12 @@ asked for, are the arguments checked here, for the errors of torch.nn.
 
 import torch
 from torch import Tensor, nn
+from torch.fx import Proxy
 
 from fastlstm import autograd, functional
 from fastlstm._extension import _C
 from fastlstm.plain import REFUSED, is_plain, other_device
+from fastlstm.tracing import is_fx_symbolic_tracing, record
 
 __all__ = ["GRUCell", "LSTMCell", "RNNCell"]
 
@@ -48,7 +50,9 @@ class _Cell(nn.RNNCellBase):
         except KeyError:  # one of them is parametrized, or a plain attribute
             return self.weight_ih, self.weight_hh, self.bias_ih, self.bias_hh
 
-    def _zeros(self, input: Tensor) -> Tensor:
+    def _zeros(self, input: Tensor) -> Tensor | None:
+        if type(input) is not Tensor and isinstance(input, Proxy):
+            return None  # the call will be recorded as it came
         return input.new_zeros(*input.shape[:-1], self.hidden_size)
 
     def _one_state(self, mode: str, input: Tensor, hx: Tensor) -> Tensor | None:
@@ -63,6 +67,18 @@ class _Cell(nn.RNNCellBase):
             except REFUSED:
                 pass
         return None
+
+    def _recorded(self, input: Tensor, hx: Tensor | tuple[Tensor, Tensor] | None) -> Proxy | None:
+        return record(self, self._as_function, (input, hx), {}) if is_fx_symbolic_tracing() else None
+
+    def _as_function(self, input: Proxy, hx: Proxy | tuple[Proxy, Proxy] | None = None) -> Proxy:
+        """Do what ``forward`` does with operations that are recorded."""
+        if hx is None:
+            zeros = input.new_zeros(input.shape[:-1] + (self.hidden_size,))
+            hx = (zeros, zeros) if self._name == "LSTMCell" else zeros
+        options = {"nonlinearity": self.nonlinearity} if self._name == "RNNCell" else {}
+        name = self._name.removesuffix("Cell").lower()
+        return getattr(functional, f"{name}_cell")(input, hx, *self._weights(), **options)
 
     def _check(self, input: Tensor, states: dict[str, Tensor]) -> None:
         """Raise what torch.nn raises for the same call. ``states``: by torch's name for each."""
@@ -138,6 +154,7 @@ class LSTMCell(_Cell):
         Raises:
             ValueError, RuntimeError: as ``torch.nn.LSTMCell`` does for the same call.
         """
+        given = hx
         if hx is None:
             zeros = self._zeros(input)
             hx = (zeros, zeros)
@@ -152,6 +169,9 @@ class LSTMCell(_Cell):
                     return autograd.cell("LSTM", input, h, c, *weights)
             except REFUSED:
                 pass
+        recorded = self._recorded(input, given)
+        if recorded is not None:
+            return recorded
         self._check(input, {f"hx[{i}]": state for i, state in enumerate(hx)})
         return functional.lstm_cell(input, hx, *self._weights())
 
@@ -189,8 +209,10 @@ class GRUCell(_Cell):
         Raises:
             ValueError, RuntimeError: as ``torch.nn.GRUCell`` does for the same call.
         """
-        hx = self._zeros(input) if hx is None else hx
+        given, hx = hx, self._zeros(input) if hx is None else hx
         h = self._one_state("GRU", input, hx)
+        if h is None:
+            h = self._recorded(input, given)
         if h is not None:
             return h
         self._check(input, {"hidden": hx})
@@ -240,9 +262,11 @@ class RNNCell(_Cell):
         Raises:
             ValueError, RuntimeError: as ``torch.nn.RNNCell`` does for the same call.
         """
-        hx = self._zeros(input) if hx is None else hx
+        given, hx = hx, self._zeros(input) if hx is None else hx
         mode = _RNN_MODES.get(self.nonlinearity)
         h = None if mode is None else self._one_state(mode, input, hx)
+        if h is None:
+            h = self._recorded(input, given)
         if h is not None:
             return h
         self._check(input, {"hidden": hx})

@@ -6,6 +6,7 @@ P: width of h, which is H but for an LSTM with projections.
 
 from collections.abc import Sequence
 
+import torch.fx
 from torch import Tensor
 
 from fastlstm import autograd
@@ -14,6 +15,9 @@ from fastlstm.reference import LSTMStates, RNNStates
 from fastlstm.stack import Weights, run_stack
 
 __all__ = ["gru", "gru_cell", "lstm", "lstm_cell", "rnn", "rnn_cell"]
+
+for _name in __all__:
+    torch.fx.wrap(_name)  # symbolic_trace records the call and does not look into it
 
 _RNN_MODES = {"tanh": "RNN_TANH", "relu": "RNN_RELU"}
 
