@@ -145,7 +145,10 @@ class Recurrence(torch.autograd.Function):
         if is_changed:
             _, kept = call.run(tensors, KEEP_ALL)
         if is_everyday:
-            return None, *call.pull_back(tensors, kept, grads, needs)
+            # A mode that was not there in the forward pass, such as FlopCounterMode, sees operators.
+            is_watched = torch._C._len_torch_dispatch_stack() > 0
+            kernel = ops.backward_of(call) if is_watched else None
+            return None, *call.pull_back(tensors, kept, grads, needs, kernel)
         if transforms.are_active():  # a transform of the backward pass alone
             return None, *transforms.pull_back(call, tensors, kept, grads, needs)
         return None, *differentiable_pull_back(call, tensors, grads, needs)

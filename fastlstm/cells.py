@@ -69,7 +69,9 @@ class _Cell(nn.RNNCellBase):
         return None
 
     def _recorded(self, input: Tensor, hx: Tensor | tuple[Tensor, Tensor] | None) -> Proxy | None:
-        return record(self, self._as_function, (input, hx), {}) if is_fx_symbolic_tracing() else None
+        return (
+            record(self, self._as_function, (input, hx), {}) if is_fx_symbolic_tracing() else None
+        )
 
     def _as_function(self, input: Proxy, hx: Proxy | tuple[Proxy, Proxy] | None = None) -> Proxy:
         """Do what ``forward`` does with operations that are recorded."""

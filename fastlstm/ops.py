@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.library import register_autograd, register_fake
 
+from fastlstm import flops
 from fastlstm._extension import _C
 from fastlstm._kernels import (
     CELLS,
@@ -312,3 +313,4 @@ def _gradients(call, tensors, kept, grads, needs):
 register_autograd("fastlstm::copy", lambda ctx, grad: grad)
 register_autograd("fastlstm::layer", _layer_vjp, setup_context=_setup_layer)
 register_autograd("fastlstm::cell", _cell_vjp, setup_context=_setup_cell)
+flops.register()
