@@ -6,6 +6,7 @@
 #include <chrono>
 
 #include "bind_layers.h"
+#include "cpu/cores.h"
 #include "cpu/dispatch.h"
 #include "cpu/schedule.h"
 #ifdef FASTLSTM_CUDA
@@ -50,10 +51,11 @@ Tensor activation(const std::string& name, const Tensor& x, const std::string& c
 }
 
 py::list schedule(int64_t batch_size, int64_t hidden_size, int gates, int num_directions,
-                  bool ragged, int num_threads, int lanes) {
+                  bool ragged, int num_threads, int lanes, bool crowded) {
   TORCH_CHECK_VALUE(num_threads > 0 && lanes > 0, "num_threads and lanes must be positive, got ",
                     num_threads, " and ", lanes);
-  const cpu::ScheduleProblem problem{batch_size, hidden_size, gates, num_directions, ragged};
+  const cpu::ScheduleProblem problem{batch_size,     hidden_size, gates,
+                                     num_directions, ragged,      crowded};
   py::list threads;
   for (const std::vector<Share>& shares : cpu::schedule(problem, num_threads, lanes)) {
     py::list list;
@@ -104,7 +106,10 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
   m.def("capabilities", &cpu::capabilities, "Every instruction set that can run here, best first");
   m.def("schedule", &schedule, "Shares of the recurrence, one list a thread", py::arg("batch_size"),
         py::arg("hidden_size"), py::arg("gates"), py::arg("num_directions"), py::arg("ragged"),
-        py::arg("num_threads"), py::arg("lanes"));
+        py::arg("num_threads"), py::arg("lanes"), py::arg("crowded") = false);
+  m.def("num_threads", &cpu::num_threads, "Threads that a call of enough work takes here and now");
+  m.def("quota_cores", &cpu::quota_cores, "Cores by the quota of the control group, 0 without one",
+        py::arg("root") = "");
   m.def("activation", &activation, "exp, sigmoid or tanh of the kernels, element by element",
         py::arg("name"), py::arg("x"), py::arg("capability"));
   m.def(

@@ -31,6 +31,11 @@ inline std::optional<at::Tensor> readable(const char* name, const std::optional<
   return t ? std::optional<at::Tensor>(readable(name, *t)) : std::nullopt;
 }
 
+// The same of a weight, which may be sparse, as some of torch.nn's may.
+inline at::Tensor readable_weight(const char* name, const at::Tensor& t) {
+  return readable(name, t.layout() == at::kSparse || t.is_sparse_csr() ? t.to_dense() : t);
+}
+
 inline void check_like(const char* name, const at::Tensor& t, at::ScalarType dtype,
                        const at::Tensor& like, at::IntArrayRef shape) {
   TORCH_CHECK(t.device() == like.device(), name, " must be on device ", like.device(), ", got ",

@@ -137,7 +137,8 @@ class Recurrence(torch.autograd.Function):
         ]
         kept = saved[len(needs) :]
         if torch.compiler.is_compiling():  # by compiled autograd
-            return None, *call.pull_back(tensors, kept, grads, needs, ops.backward_of(call))
+            kernel = ops.backward_of(call, ctx.witnesses)
+            return None, *call.pull_back(tensors, kept, grads, needs, kernel)
         is_changed = any(_version(t) for t in ctx.witnesses)
         is_everyday = not transforms.are_active() and are_kernels_enough()
         if is_changed or not is_everyday:

@@ -42,11 +42,13 @@ def layer(
 def layer_backward(
     mode, x, embedding, h0, c0, weights, has_weight, batch_sizes, lengths, reset, h, c, reserve,
     grad_y, grad_c, grad_h_n, grad_c_n, needs_x, needs_embedding, needs_state, needs_weights,
-    *, out_val,
+    witnesses, *, out_val,
 ) -> int:  # fmt: skip
     """Operations of the operator ``layer_backward``."""
     directions = len(has_weight) // 5
-    rows, sequences = _rows_and_sequences(x, batch_sizes, lengths, h, directions)
+    rows, sequences = _rows_and_sequences(
+        x, batch_sizes, lengths, c if h is None else h, directions
+    )
     input_rows = _input_rows(x, embedding, rows)
     w_ih, w_hh, w_hr = _sizes(weights, has_weight)
     # Nothing goes back through W_hh from the first step of a row, unless h0 needs a gradient.
@@ -65,7 +67,7 @@ def cell(mode, x, h, c, w_ih, w_hh, b_ih, b_hh, keep, *, out_val) -> int:
 
 def cell_backward(
     mode, x, h, c, w_ih, w_hh, b_ih, b_hh, h_out, c_out, reserve, grad_h, grad_c,
-    needs_x, needs_h, needs_c, needs_weights, *, out_val,
+    needs_x, needs_h, needs_c, needs_weights, witnesses, *, out_val,
 ) -> int:  # fmt: skip
     """Operations of the operator ``cell_backward``."""
     times = (needs_x + needs_weights) * w_ih.numel() + (needs_h + needs_weights) * w_hh.numel()

@@ -4,7 +4,8 @@ An operator may not return an input, a part of another output, or None: what doe
 empty tensor. Views are taken outside, where the compiler sees them.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -39,11 +40,12 @@ _SCHEMAS = {
     " -> (Tensor h, Tensor c, Tensor reserve, Tensor h_n, Tensor c_n)",
     "layer_backward": f"({_LAYER_INPUTS}, Tensor? h, Tensor c, Tensor reserve, Tensor? grad_y,"
     " Tensor? grad_c, Tensor? grad_h_n, Tensor? grad_c_n, bool needs_x, bool needs_embedding,"
-    " bool needs_state, bool needs_weights)"
+    " bool needs_state, bool needs_weights, Tensor[] witnesses)"
     " -> (Tensor dx, Tensor dembedding, Tensor dh0, Tensor dc0, Tensor[] dweights)",
     "cell": f"({_CELL_INPUTS}, bool keep) -> (Tensor h_out, Tensor c_out, Tensor reserve)",
     "cell_backward": f"({_CELL_INPUTS}, Tensor? h_out, Tensor? c_out, Tensor reserve,"
-    " Tensor? grad_h, Tensor? grad_c, bool needs_x, bool needs_h, bool needs_c, bool needs_weights)"
+    " Tensor? grad_h, Tensor? grad_c, bool needs_x, bool needs_h, bool needs_c, bool needs_weights,"
+    " Tensor[] witnesses)"
     " -> (Tensor dx, Tensor dh, Tensor dc, Tensor dw_ih, Tensor dw_hh, Tensor db_ih, Tensor db_hh)",
     # A clone that no compiler takes for superfluous: inductor removes aten's.
     "copy": "(Tensor t) -> Tensor",
@@ -71,6 +73,12 @@ def are_needed(tensors: Tensors) -> bool:
 
 def run(call: Call, tensors: Tensors) -> Tensors:
     """Run forward as an operator; autograd, if it is needed, is that of the operator."""
+    for t in tensors:
+        if t is not None and t.is_nested:
+            raise RuntimeError(
+                f"arguments must not be nested tensors, got one of layout {t.layout} with"
+                f" {t.size(0)} components; the input of a module may be of layout torch.jagged"
+            )
     needs_grad = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
     # What torch.jit.trace records may be differentiated later or not.
     keep = KEEP_ALL if needs_grad or torch.jit.is_tracing() else int(call.needs_c)
@@ -82,9 +90,15 @@ def forward_of(call: Call) -> Callable:
     return _run_layer if isinstance(call, Layer) else torch.ops.fastlstm.cell.default
 
 
-def backward_of(call: Call) -> Callable:
-    """The operator, with the arguments and results of the kernel of its backward."""
-    return _pull_layer_back if isinstance(call, Layer) else torch.ops.fastlstm.cell_backward.default
+def backward_of(call: Call, witnesses: Sequence[Tensor] = ()) -> Callable:
+    """The operator, with the arguments and results of the kernel of its backward.
+
+    Args:
+        witnesses: have the version of outputs that lie in memory which is kept (outputs.h). It fails
+            if there was a change when it runs, which a graph that calls it cannot ask before.
+    """
+    pull_back = _pull_layer_back if isinstance(call, Layer) else _pull_cell_back
+    return partial(pull_back, list(witnesses))
 
 
 def _run_layer(mode, x, embedding, h0, c0, weights, *rest):
@@ -95,12 +109,24 @@ def _run_layer(mode, x, embedding, h0, c0, weights, *rest):
     )
 
 
-def _pull_layer_back(mode, x, embedding, h0, c0, weights, *rest):
+def _pull_cell_back(witnesses, *args):
+    return torch.ops.fastlstm.cell_backward.default(*args, witnesses)
+
+
+def _pull_layer_back(witnesses, mode, x, embedding, h0, c0, weights, *rest):
     has_weight = [int(w is not None) for w in weights]
     *grads, dweights = torch.ops.fastlstm.layer_backward.default(
-        mode, x, embedding, h0, c0, pick(weights, has_weight), has_weight, *rest
+        mode, x, embedding, h0, c0, pick(weights, has_weight), has_weight, *rest, witnesses
     )
     return *grads, spread(dweights, has_weight) if dweights else []
+
+
+def _check_unchanged(witnesses: Sequence[Tensor]) -> None:
+    if any(t._version for t in witnesses):
+        raise RuntimeError(
+            "one of the variables needed for gradient computation has been modified by an inplace"
+            " operation: an output of fastlstm, whose backward pass runs in a graph"
+        )
 
 
 def _implements(name: str) -> Callable[[Callable], Callable]:
@@ -176,7 +202,9 @@ def _packed_batch(batch_sizes: Tensor, h0: Tensor | None):
 def _layer_backward(
     mode, x, embedding, h0, c0, weights, has_weight, batch_sizes, lengths, reset, h, c, reserve,
     grad_y, grad_c, grad_h_n, grad_c_n, needs_x, needs_embedding, needs_state, needs_weights,
+    witnesses,
 ):  # fmt: skip
+    _check_unchanged(witnesses)
     weights = spread(weights, has_weight)
     dx, dembedding, dh0, dc0, dweights = _C.layer_bwd(
         mode, x, embedding, h0, c0, weights, batch_sizes, lengths, reset, h, c, reserve,
@@ -195,6 +223,7 @@ def _layer_backward(
 def _layer_backward_fake(
     mode, x, embedding, h0, c0, weights, has_weight, batch_sizes, lengths, reset, h, c, reserve,
     grad_y, grad_c, grad_h_n, grad_c_n, needs_x, needs_embedding, needs_state, needs_weights,
+    witnesses,
 ):  # fmt: skip
     w_ih, w_hh = weights[:2]
     directions, H, P = len(has_weight) // 5, w_ih.size(0) // _GATES[mode], w_hh.size(1)
@@ -233,8 +262,9 @@ def _cell_fake(mode, x, h, c, w_ih, w_hh, b_ih, b_hh, keep):
 @_implements("cell_backward")
 def _cell_backward(
     mode, x, h, c, w_ih, w_hh, b_ih, b_hh, h_out, c_out, reserve, grad_h, grad_c,
-    needs_x, needs_h, needs_c, needs_weights,
+    needs_x, needs_h, needs_c, needs_weights, witnesses,
 ):  # fmt: skip
+    _check_unchanged(witnesses)
     grads = _C.cell_bwd(
         mode, x, h, c, w_ih, w_hh, b_ih, b_hh, h_out, c_out if mode == "LSTM" else None,
         reserve, grad_h, grad_c, needs_x, needs_h, needs_c, needs_weights,
@@ -245,7 +275,7 @@ def _cell_backward(
 @register_fake("fastlstm::cell_backward")
 def _cell_backward_fake(
     mode, x, h, c, w_ih, w_hh, b_ih, b_hh, h_out, c_out, reserve, grad_h, grad_c,
-    needs_x, needs_h, needs_c, needs_weights,
+    needs_x, needs_h, needs_c, needs_weights, witnesses,
 ):  # fmt: skip
     needs = (needs_x, needs_h, needs_c, *(needs_weights,) * 4)
     inputs = (x, h, c, w_ih, w_hh, b_ih, b_hh)

@@ -141,6 +141,21 @@ def test_a_compiled_state_must_not_change_in_place(ours, theirs) -> None:
 
 
 @each_layer
+def test_compiled_autograd_refuses_an_output_that_was_changed(ours, theirs) -> None:
+    m, x = ours(4, 5), torch.randn(6, 3, 4)
+    compiler = torch.compile(backend="eager")
+    for is_changed in (False, True, False):  # the graph of the first time runs again
+        y, _ = m(x)
+        loss = (y.mul_(2) if is_changed else y).square().sum()
+        with torch._dynamo.compiled_autograd._enable(compiler):
+            if is_changed:
+                with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+                    loss.backward()
+            else:
+                loss.backward()
+
+
+@each_layer
 def test_w_ih_may_change_where_the_input_needs_no_gradient(ours, theirs) -> None:
     ours, theirs = modules(ours, theirs, 4, 17)
     x = torch.randn(6, 3, 4)

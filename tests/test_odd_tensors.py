@@ -14,6 +14,7 @@ from error_rule import assert_same
 from helpers import MODES, Case, Values, call, named
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
+from torch.testing._internal.two_tensor import TwoTensor
 
 import fastlstm
 
@@ -194,6 +195,67 @@ def test_the_place_of_the_numbers_of_a_cell(seed: int) -> None:
         if N and draw.random() < 0.2:  # without a batch
             values |= {n: values[n][0] for n in ("x", "h", "c") if n in values}
         check(draw, mode, values, of_cell)
+
+
+KINDS: dict[str, Callable[[Tensor], Tensor]] = {
+    "sparse": lambda t: t.to_sparse(),
+    "mkldnn": lambda t: t.to_mkldnn(),
+    "quantized": lambda t: torch.quantize_per_tensor(t, 0.1, 0, torch.quint8),
+    "nested": lambda t: torch.nested.nested_tensor(list(t)),
+    "functional": torch._to_functional_tensor,
+    "two": lambda t: TwoTensor(t, t.clone()),
+    "subclass": lambda t: t.as_subclass(Subclass),
+    "meta": lambda t: t.to("meta"),
+}
+
+
+class Subclass(Tensor):
+    pass
+
+
+def plain_numbers(t: Tensor) -> Tensor:
+    if isinstance(t, TwoTensor):
+        return t.a
+    if torch._is_functional_tensor(t):
+        return torch._from_functional_tensor(t)
+    return t.as_subclass(Tensor)
+
+
+@pytest.mark.filterwarnings("ignore:.*nested tensors:UserWarning")
+@pytest.mark.parametrize("grad", [False, True], ids=["no_grad", "grad"])
+@pytest.mark.parametrize("name", ["x", "h0", "w_ih_0", "w_hh_0", "b_ih_0"])
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("mode", ["LSTM", "GRU"])
+def test_another_kind_of_tensor_is_computed_or_refused(
+    mode: str, kind: str, name: str, grad: bool
+) -> None:
+    """Never read as if its memory were that of a plain tensor."""
+    case = Case(3, 2, 4, 5, mode=mode)
+    values = case.problem(torch.float32)
+    expected = of_module(case, values)
+    values["b_hh_0"].requires_grad_(grad)
+    with torch.set_grad_enabled(grad):
+        try:
+            found = of_module(case, values | {name: KINDS[kind](values[name])})
+        except (RuntimeError, ValueError, TypeError, NotImplementedError) as error:
+            # What torch.nn refuses as well, and tensors without numbers.
+            assert kind in ("sparse", "mkldnn", "quantized", "nested", "meta"), error
+            assert kind != "sparse" or not name.startswith("w"), error
+            assert "Internal error" not in str(error) and len(str(error)) < 500
+            return
+    found = {n: plain_numbers(t).detach() for n, t in found.items()}
+    assert_same(found, {n: t.detach() for n, t in expected.items()})
+
+
+def test_lazy_lengths_and_sizes() -> None:
+    """Integers without memory of their own, too."""
+    m, x = fastlstm.GRU(2, 3), torch.randn(4, 2, 2)
+    output, h_n = m(x, lengths=torch._efficientzerotensor((2,), dtype=torch.int64))
+    assert not output.any() and not h_n.any()
+    tokens = torch._efficientzerotensor((4, 2), dtype=torch.int64)
+    assert torch.equal(m(tokens)[0], m(torch.zeros(4, 2, dtype=torch.int64))[0])
+    reset = torch._efficientzerotensor((4, 2), dtype=torch.bool)
+    assert torch.equal(m(x, reset=reset)[0], m(x)[0])
 
 
 @pytest.mark.parametrize("cls", [fastlstm.LSTM, fastlstm.GRU, fastlstm.RNN])

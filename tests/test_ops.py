@@ -121,7 +121,7 @@ def test_layer_backward(mode: str, kind: str, D: int) -> None:
         ((grad_y, grad_c, grad_h_n, grad_c_n), (not is_tokens, table, True, True)),
         ((None, None, grad_h_n, None), (False, False, True, False)),
     ):
-        check(OPS.layer_backward.default, (*arguments, h, c, reserve, *grads, *needs))
+        check(OPS.layer_backward.default, (*arguments, h, c, reserve, *grads, *needs, []))
 
 
 def cell_arguments(mode: str, bias: bool, needs_grad: bool) -> tuple:
@@ -156,7 +156,7 @@ def test_cell_backward(mode: str, bias: bool) -> None:
         ((grad_h, grad_c), (True, True, has_c, True)),
         ((grad_h, None), (True, False, False, False)),
     ):
-        check(OPS.cell_backward.default, (*arguments, *kept, *grads, *needs))
+        check(OPS.cell_backward.default, (*arguments, *kept, *grads, *needs, []))
 
 
 def test_import_leaves_the_compiler_alone() -> None:

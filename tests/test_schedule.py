@@ -15,7 +15,14 @@ Share = dict[str, int]
 
 
 def schedule(
-    N: int, H: int, D: int, threads: int, lanes: int, gates: int = 4, ragged: bool = False
+    N: int,
+    H: int,
+    D: int,
+    threads: int,
+    lanes: int,
+    gates: int = 4,
+    ragged: bool = False,
+    crowded: bool = False,
 ) -> list[list[Share]]:
     return _C.schedule(
         batch_size=N,
@@ -25,6 +32,7 @@ def schedule(
         ragged=ragged,
         num_threads=threads,
         lanes=lanes,
+        crowded=crowded,
     )
 
 
@@ -40,11 +48,14 @@ def rows(share: Share) -> range:
     return range(share["row_begin"], share["row_end"], share["row_step"])
 
 
+@pytest.mark.parametrize("crowded", [False, True], ids=["quiet", "crowded"])
 @ragged_too
 @grid
-def test_every_row_and_unit_once(D: int, threads: int, lanes: int, ragged: bool) -> None:
+def test_every_row_and_unit_once(
+    D: int, threads: int, lanes: int, ragged: bool, crowded: bool
+) -> None:
     for N, H in product(BATCHES, HIDDEN):
-        plan = schedule(N, H, D, threads, lanes, ragged=ragged)
+        plan = schedule(N, H, D, threads, lanes, ragged=ragged, crowded=crowded)
         assert len(plan) == threads
         done: dict[tuple[int, int], list[tuple[int, int]]] = defaultdict(list)
         for share in (s for shares in plan for s in shares):
@@ -129,3 +140,22 @@ def test_few_gates_are_little_work() -> None:
 
 def test_nothing_to_do() -> None:
     assert schedule(0, 64, 2, 4, 16) == [[], [], [], []]
+
+
+@ragged_too
+@grid
+def test_no_thread_waits_for_another_where_it_is_crowded(
+    D: int, threads: int, lanes: int, ragged: bool
+) -> None:
+    for N, H in product(BATCHES, HIDDEN):
+        quiet, crowded = (
+            [
+                share
+                for shares in schedule(N, H, D, threads, lanes, ragged=ragged, crowded=c)
+                for share in shares
+            ]
+            for c in (False, True)
+        )
+        assert all(share["group_size"] == 1 for share in crowded)
+        # Rows are shared out as before: their groups need nothing from each other.
+        assert {s["group"] for s in quiet} == {s["group"] for s in crowded}

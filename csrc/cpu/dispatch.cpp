@@ -5,7 +5,10 @@
 #include <c10/util/Exception.h>
 #include <pthread.h>
 
+#include <algorithm>
 #include <atomic>
+
+#include "cores.h"
 #if defined(_OPENMP)
 #include <omp.h>
 #endif
@@ -122,7 +125,7 @@ int num_threads() {
   if (omp_in_parallel() || at::in_parallel_region() ||
       forked_after_use.load(std::memory_order_relaxed))
     return 1;
-  return at::get_num_threads();
+  return std::min(at::get_num_threads(), usable_cores());
 #else
   return 1;
 #endif

@@ -5,10 +5,12 @@
 #include <ATen/ops/empty.h>
 
 #include <algorithm>
+#include <atomic>
 #include <type_traits>
 #include <vector>
 
 #include "../layer.h"
+#include "cores.h"
 #include "host.h"
 #include "schedule.h"
 
@@ -124,17 +126,24 @@ class LayerBase {
   template <class P>
   void recur(void (*kernel)(const P&, const Share&, Barrier*), const P& p, int directions) const {
     std::vector<Barrier> barriers(threads_ * directions);
-    const ScheduleProblem problem{N_, H_, cell_.gates, directions, !plan_.complete};
+    const ScheduleProblem problem{N_, H_, cell_.gates, directions, !plan_.complete, is_crowded()};
     int busy = 1;
+    bool has_groups = false;
     const std::vector<std::vector<Share>> of_all = schedule(problem, threads_, k_.lanes);
     for (int i = 0; i < threads_; ++i) {
       if (!of_all[i].empty()) busy = i + 1;
+      for (const Share& share : of_all[i]) has_groups = has_groups || share.group_size > 1;
     }
+    std::atomic<int64_t> switches{0};
+    const int64_t begin = has_groups ? now_in_nanoseconds() : 0;
     // The team may come out smaller than asked for: each thread then plans for the team there is.
     run_team(busy, [&](int thread, int team) {
       const auto shares = team == threads_ ? of_all : schedule(problem, team, k_.lanes);
+      const int64_t before = has_groups ? switches_of_thread() : 0;
       for (const Share& share : shares[thread]) kernel(p, share, &barriers[share.group]);
+      if (has_groups) switches += switches_of_thread() - before;
     });
+    if (has_groups) report_team(switches, now_in_nanoseconds() - begin);
   }
 
   void matmul(const Rows<const S>& a, const Tensor& b_packed, const Rows<S>& c, int64_t M,

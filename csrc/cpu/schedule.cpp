@@ -48,11 +48,12 @@ std::vector<std::vector<Share>> schedule(const ScheduleProblem& problem, int num
     const int64_t first = split_directions ? part(num_threads, direction, directions) : 0;
     const int64_t last = split_directions ? part(num_threads, direction + 1, directions) : 1;
     const int64_t work = N * H * H * problem.gates;
-    const int64_t threads = std::clamp<int64_t>(work / kMinWorkPerThread, 1, last - first);
+    const int64_t most = std::clamp<int64_t>(work / kMinWorkPerThread, 1, last - first);
 
     // Batch split needs no barrier: as many groups of rows as can be fed, the threads of a group
     // split its hidden units.
-    const int64_t groups = std::clamp<int64_t>(N / min_rows_per_thread(problem), 1, threads);
+    const int64_t groups = std::clamp<int64_t>(N / min_rows_per_thread(problem), 1, most);
+    const int64_t threads = problem.crowded ? groups : most;
     for (int64_t g = 0; g < groups; ++g, ++group) {
       const int64_t begin = part(threads, g, groups), end = part(threads, g + 1, groups);
       const int64_t members = std::min(end - begin, panels);

@@ -14,7 +14,8 @@ struct ScheduleProblem {
   int64_t batch_size, hidden_size;
   int gates;  // of the cell
   int directions;
-  bool ragged;  // rows of a step become fewer: the longest sequences come first
+  bool ragged;           // rows of a step become fewer: the longest sequences come first
+  bool crowded = false;  // no thread is to wait for another before the end
 };
 
 // Shares of each thread, in the order it works them off: at most one unless there are fewer threads
