@@ -4,6 +4,7 @@ The rule is that of every test: at most twice the error of torch.nn in the same 
 device, against float64.
 """
 
+import random
 from collections.abc import Iterator
 from dataclasses import replace
 
@@ -13,6 +14,8 @@ import torch
 from cuda_devices import EVERY_DEVICE, Device, device
 from error_rule import assert_error_within, assert_parity, assert_same
 from helpers import MODES, Case, Values, cases, modes, plain, solve, with_tokens
+from odd_tensors import check as check_odd
+from odd_tensors import drawn_case
 from torch import Tensor
 
 import fastlstm
@@ -144,6 +147,13 @@ def test_layouts(dev: Device, mode: str) -> None:
 
     for change in (expanded, strided):
         check(dev, replace(SMALL, mode=mode), torch.float32, change=change)
+
+
+def test_the_place_of_the_numbers_changes_no_bit(dev: Device) -> None:
+    """As test_odd_tensors.py has it for the CPU, which this takes its problems from."""
+    draw = random.Random(0)
+    for _ in range(40):
+        check_odd(draw, *drawn_case(draw), dev.ours)
 
 
 @modes
