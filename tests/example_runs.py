@@ -27,7 +27,8 @@ def contents(directory):
 def assert_same_run(first, second):
     """Everything in two checkpoints that does not measure time is equal, to the last bit."""
     one, two = load(first / "checkpoint.pt"), load(second / "checkpoint.pt")
-    timings = {"seconds", "step_seconds", "chars_per_second"}
+    timings = {"seconds", "step_seconds", "aside_seconds"}
+    timings |= {"chars_per_second", "pictures_per_second"}
 
     def compare(a, b, where):
         assert type(a) is type(b), where

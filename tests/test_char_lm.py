@@ -12,7 +12,6 @@ from example_runs import assert_same_run, load, metrics_of
 from examples.char_lm import compare
 from examples.char_lm.__main__ import main
 from examples.char_lm.checkpoint import RUN_FILES
-from examples.common import trainer
 
 text, run = char_lm_runs.text, char_lm_runs.run
 
@@ -45,15 +44,6 @@ def test_dropout_and_seed_change_the_run(text, tmp_path):
         assert train(text, tmp_path / str(number), "--steps", 4, *settings.split()) == 0
         weights.append(load(tmp_path / str(number) / "checkpoint.pt")["model"]["head.weight"])
     assert not torch.equal(weights[0], weights[1]) and not torch.equal(weights[0], weights[2])
-
-
-def test_a_time_budget_holds_when_the_machine_slows_down(text, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(trainer, "OVERTIME", 0.4)
-    assert train(text, tmp_path / "run", "--minutes", 0.03) == 0
-    assert "note: slower than when the steps were planned" in capsys.readouterr().out
-    metrics = metrics_of(tmp_path / "run")
-    assert metrics["finished"] and 0.7 < metrics["seconds"] < 1.7
-    assert main(["train", "--resume", str(tmp_path / "run")]) == 2
 
 
 def test_best_weights_are_kept_apart_from_the_last(text, tmp_path):

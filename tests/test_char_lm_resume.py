@@ -13,7 +13,6 @@ from example_runs import ROOT, assert_same_run, contents, load, metrics_of
 
 from examples.char_lm.__main__ import main
 from examples.char_lm.checkpoint import RUN_FILES
-from examples.common import trainer
 
 text, run = char_lm_runs.text, char_lm_runs.run
 
@@ -41,20 +40,6 @@ def test_ten_and_ten_steps_are_twenty(text, tmp_path, monkeypatch, backend, sett
     assert_same_run(straight, parts)
     assert metrics_of(straight)["val_nats"] == metrics_of(parts)["val_nats"]
     assert metrics_of(straight)["clipped_share"] == metrics_of(parts)["clipped_share"]
-
-
-def test_a_time_budget_is_planned_once(text, tmp_path, monkeypatch):
-    monkeypatch.setattr(trainer, "OVERTIME", 100)
-    out = tmp_path / "run"
-    with stopping_when(monkeypatch, lambda record: record.total_steps is not None):
-        assert train(text, out, "--minutes", 0.03) == 0
-    metrics = metrics_of(out)
-    planned = metrics["planned_steps"]
-    assert 5 <= metrics["steps"] < planned and not metrics["finished"]
-    assert main(["train", "--resume", str(out)]) == 0
-    metrics = metrics_of(out)
-    assert metrics["finished"] and metrics["steps"] == planned == metrics["planned_steps"]
-    assert metrics["history"][-1]["learning_rate"] < 0.001
 
 
 def test_a_finished_run_goes_on_with_a_larger_budget(run, capsys):

@@ -124,7 +124,7 @@ def write_metrics(
             "seconds": record.seconds,
             "step_seconds": record.step_seconds,
             "steps": record.step,
-            "planned_steps": record.total_steps,
+            "planned_steps": record.planned_steps,
             "pictures": record.pictures,
             "words": record.words,
             "finished": record.finished,

@@ -118,7 +118,7 @@ class Trainer(BaseTrainer):
 
     def _status(self, *, with_step: bool = False) -> str:
         record = self.record
-        parts = [f"step {record.step}"] if with_step or record.total_steps is None else []
+        parts = [f"step {record.step}"] if with_step or record.planned_steps is None else []
         if record.step:
             parts.append(f"train {record.train_nats:.3f}")
         if record.history:

@@ -97,7 +97,7 @@ def write_metrics(
             "seconds": record.seconds,
             "step_seconds": record.step_seconds,
             "steps": record.step,
-            "planned_steps": record.total_steps,
+            "planned_steps": record.planned_steps,
             "chars": record.chars,
             "finished": record.finished,
             "grad_norm": record.averages.get("grad_norm"),

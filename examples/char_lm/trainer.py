@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-import time
 from typing import Any
 
 import torch
@@ -46,7 +44,6 @@ class Trainer(BaseTrainer):
         self.vocabulary, self.streams, self.val = vocabulary, streams, val
         self._rows = group.part_of(streams.batch)
         self.state: State | None = None
-        self._sample_seconds = 0.0
 
     def restore(self, checkpoint: dict[str, Any], *, new_budget: bool) -> None:
         super().restore(checkpoint, new_budget=new_budget)
@@ -115,24 +112,17 @@ class Trainer(BaseTrainer):
 
     def _begin(self, display: Progress) -> None:
         super()._begin(display)
-        self._sample(display)
+        self._timed("sample", self._sample, display)
 
-    def _after_step(self, display: Progress) -> None:
-        if self._sample_due():
-            self._sample(display)
+    def _after_step(self, display: Progress, before: float) -> None:
+        if self._sample_due(before):
+            self._timed("sample", self._sample, display)
 
-    def _other_work(self) -> tuple[float, float]:
-        if self.config.sample_every:
-            return self._sample_seconds / self.config.sample_every, 0.0
-        return 0.0, len(SAMPLE_AT) * self._sample_seconds
-
-    def _sample_due(self) -> bool:
+    def _sample_due(self, before: float) -> bool:
         record = self.record
         if self.config.sample_every:
             return record.step % self.config.sample_every == 0 or record.finished
-        if record.total_steps is None:
-            return False
-        return record.step in {math.ceil(share * record.total_steps) for share in SAMPLE_AT}
+        return any(before < share <= record.progress for share in SAMPLE_AT)
 
     def _evaluate(self, display: Progress) -> None:
         """Scores the validation slice; keeps weights that are the best yet as ``best.pt``."""
@@ -162,12 +152,10 @@ class Trainer(BaseTrainer):
         self._verify()
         if not self.group.is_main:
             return
-        began = time.monotonic()
         options = SamplingOptions(temperature=config.sample_temperature)
         prime = self.vocabulary.encode(default_prime(self.vocabulary))
         ids = sample(self.model, prime, config.sample_length, options, config.seed)
         text = self.vocabulary.decode_text(ids)
-        self._sample_seconds = time.monotonic() - began
         record.samples.append(
             {"step": record.step, "seconds": round(record.seconds, 1), "text": text}
         )
@@ -177,7 +165,7 @@ class Trainer(BaseTrainer):
 
     def _status(self, *, with_step: bool = False) -> str:
         record = self.record
-        parts = [f"step {record.step}"] if with_step or record.total_steps is None else []
+        parts = [f"step {record.step}"] if with_step or record.planned_steps is None else []
         if record.step:
             parts.append(f"train {record.train_nats:.3f}")
         if record.history:

@@ -23,15 +23,15 @@ class Progress:
             initial=initial,
             disable=not self.live,
             dynamic_ncols=True,
-            bar_format=FORMAT_WITHOUT_TOTAL if total is None else FORMAT,
             leave=False,
         )
+        self.set_total(total)
 
-    def set_total(self, total: int) -> None:
-        """Makes the number of steps known."""
+    def set_total(self, total: int | None) -> None:
+        """Changes the number of steps."""
         if self.live:
             self._bar.total = total
-            self._bar.bar_format = FORMAT
+            self._bar.bar_format = FORMAT_WITHOUT_TOTAL if total is None else FORMAT
 
     def step(self, text: str) -> None:
         """Counts one step; ``text`` is the status beside the bar, drawn a few times a second."""

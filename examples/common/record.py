@@ -36,13 +36,16 @@ class Curve:
 
 @dataclass
 class Record:
-    """Counts and averages. ``seconds`` include evaluations, ``step_seconds`` only the steps."""
+    """Counts and averages. ``seconds`` include evaluations, ``step_seconds`` only the steps, and
+    ``aside_seconds`` is how long the last evaluation took, and whatever else there is."""
 
     step: int = 0
-    total_steps: int | None = None  # None: the time budget has not been turned into steps yet
+    total_steps: int | None = None  # None: the budget is in time
     evaluations: int = 15  # spread over the run, unless --eval-every says otherwise
     seconds: float = 0.0
     step_seconds: float = 0.0
+    aside_seconds: dict[str, float] = field(default_factory=dict)
+    used: float = 0.0  # share of a time budget, as of the last step
     clipped: int = 0
     initial_loss: float | None = None
     best_step: int = 0
@@ -72,8 +75,25 @@ class Record:
         return self.clipped / max(1, self.step)
 
     @property
+    def progress(self) -> float:
+        """Share of the budget that is used, from 0 to 1."""
+        return self.used if self.total_steps is None else min(1.0, self.step / self.total_steps)
+
+    @property
+    def expected_steps(self) -> float | None:
+        """Steps of the whole run: of a time budget at the mean pace so far, None at its start."""
+        if self.total_steps is not None:
+            return self.total_steps
+        return self.step / self.used if self.used else None
+
+    @property
+    def planned_steps(self) -> int | None:
+        """``expected_steps``, rounded."""
+        return self.expected_steps and round(self.expected_steps)
+
+    @property
     def finished(self) -> bool:
-        return self.total_steps is not None and self.step >= self.total_steps
+        return self.progress >= 1
 
     def to_dict(self) -> dict[str, Any]:
         return dataclasses.asdict(self)

@@ -67,8 +67,8 @@ def restore(trainer: BaseTrainer, stored: dict[str, Any], out: Path) -> None:
     old_budget = {name: stored["config"][name] for name in BUDGETS}
     new_budget = {name: getattr(trainer.config, name) for name in BUDGETS}
     trainer.restore(stored, new_budget=old_budget != new_budget)
-    if trainer.finished:
-        record = trainer.record
+    record = trainer.record
+    if record.finished:
         raise UserError(
             f"the run in {out} is finished ({record.step} steps, {record.seconds / 60:.1f} min); "
             "give a larger --minutes, --epochs or --steps to go on"

@@ -1,4 +1,4 @@
-"""Learning rate as a function of the step: warm-up, then a decay over the planned steps."""
+"""Learning rate as a function of the step: warm-up, then a decay over the rest of the run."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ def learning_rate_factor(
     step: int,
     *,
     schedule: str,
-    total_steps: int | None,
+    total_steps: float | None,
     warmup_steps: int,
     final: float = 0.0,
     epoch: float = 0.0,
@@ -21,7 +21,7 @@ def learning_rate_factor(
     """What to multiply the base learning rate by at ``step`` (from 0).
 
     The first ``warmup_steps`` steps rise linearly to 1. ``cosine`` and ``linear`` then fall to
-    ``final`` at ``total_steps``; they stay at 1 while ``total_steps`` is None (not planned yet).
+    ``final`` at ``total_steps``; they stay at 1 while ``total_steps`` is None (not known yet).
     ``exponential`` multiplies by ``decay_rate`` for each epoch after ``decay_after`` epochs.
     """
     if step < warmup_steps:

@@ -22,10 +22,6 @@ from .record import Record
 from .schedule import learning_rate_factor
 
 EVALUATION_SHARE = 0.1  # of a time budget, at most
-# A time budget becomes a number of steps after this share of it, and at least so many steps.
-CALIBRATION_SHARE, CALIBRATION_STEPS, WARM_STEPS = 0.05, 5, 3
-# Beyond this share of the budget a run stops where it is: the machine slowed down since.
-OVERTIME = 1.1
 EXPLODED = 3.0  # times the first loss
 LAST, BEST = "checkpoint.pt", "best.pt"
 
@@ -53,8 +49,7 @@ class BaseTrainer(ABC):
         self.optimizer = make_optimizer(config, model)
         self.record = record(total_steps=self._planned_steps())
         self._saved_at = 0.0  # of record.seconds
-        self._began_at = 0
-        self._warm: tuple[int, float] | None = None  # step, step_seconds
+        self._counted_at = 0.0  # of the clock: until then, time is in record.seconds
 
     @abstractmethod
     def _train_step(self) -> None:
@@ -74,21 +69,10 @@ class BaseTrainer(ABC):
 
     def _begin(self, display: Progress) -> None:
         """What comes before the first step."""
-        self._evaluate(display)
+        self._timed("evaluation", self._evaluate, display)
 
-    def _after_step(self, display: Progress) -> None:  # noqa: B027, a hook
-        """What comes after a step and its evaluation."""
-
-    def _other_work(self) -> tuple[float, float]:
-        """Seconds a step, and seconds in all, that go into ``_after_step``."""
-        return 0.0, 0.0
-
-    @property
-    def finished(self) -> bool:
-        """Whether the budget is used up."""
-        budget = self.config.time_budget
-        unplanned = self.record.total_steps is None
-        return self.record.finished or (unplanned and self.record.seconds >= budget)
+    def _after_step(self, display: Progress, before: float) -> None:  # noqa: B027, a hook
+        """What comes after a step and its evaluation; ``before`` it, progress was less."""
 
     def run(self, out: Path, should_stop: Callable[[], object] = lambda: False) -> None:
         """Trains, in directory ``out``, until the budget is used up or ``should_stop()``.
@@ -97,9 +81,8 @@ class BaseTrainer(ABC):
         """
         self.out = out
         record = self.record
-        display = Progress(record.total_steps, record.step)
-        self._began_at, self._warm = record.step, None
-        clock = time.monotonic()
+        display = Progress(record.planned_steps, record.step)
+        self._counted_at = time.monotonic()
         (stop,) = self.group.maximum(bool(should_stop()))
         try:
             self.save()
@@ -107,29 +90,25 @@ class BaseTrainer(ABC):
             if not record.history:
                 self._begin(display)
             while not record.finished and not stop:
-                began = time.monotonic()
+                before, began = record.progress, time.monotonic()
                 self._train_step()
                 now = time.monotonic()
                 # What is decided by the clock or by a signal has to be decided by all alike.
                 step_seconds, seconds, stop = self.group.maximum(
-                    now - began, now - clock, bool(should_stop())
+                    now - began, now - self._counted_at, bool(should_stop())
                 )
-                clock = now
+                self._counted_at = now
                 record.step_seconds += step_seconds
                 record.seconds += seconds
-                if record.total_steps is None and self._calibrated():
-                    self._plan(display)
-                    display.set_total(record.total_steps)
-                elif self._evaluation_due() or record.finished:
-                    self._evaluate(display)
-                self._after_step(display)
+                self._use_time()
+                if self._evaluation_due() or record.finished:
+                    self._timed("evaluation", self._evaluate, display)
+                self._after_step(display, before)
                 if record.seconds - self._saved_at > self.config.save_every:
                     self.save()
-                budget = self.config.time_budget
-                if budget and record.seconds > OVERTIME * budget and not record.finished:
-                    display.print("note: slower than when the steps were planned; stopping here")
-                    record.total_steps = record.step
+                display.set_total(record.planned_steps)
                 display.step(self._status())
+            self._count_time()
             self.save()
         finally:
             display.close()
@@ -167,12 +146,16 @@ class BaseTrainer(ABC):
             save_checkpoint(self.out / BEST, {**self._packed_model(), "facts": self.facts})
 
     def restore(self, checkpoint: dict[str, Any], *, new_budget: bool) -> None:
-        """Goes back to where ``checkpoint`` was saved; ``new_budget`` plans the steps anew."""
+        """Goes back to where ``checkpoint`` was saved; a ``new_budget`` changes what share of it is
+        used."""
         self.model.load_state_dict(checkpoint["model"])
         self.optimizer.load_state_dict(checkpoint["optimizer"])
         self.record = type(self.record).from_dict(checkpoint["progress"])
-        if new_budget:
-            self.record.total_steps = self._planned_steps()
+        self.record.total_steps = self._planned_steps()
+        # Runs from before there was "used" had a number of steps instead, made from the time.
+        if new_budget or "used" not in checkpoint["progress"]:
+            self.record.used = 0.0
+            self._use_time()
         torch.set_rng_state(checkpoint["rng"])
         if self.device.type == "cuda" and "cuda_rng" in checkpoint:
             torch.cuda.set_rng_state(checkpoint["cuda_rng"], self.device)
@@ -194,7 +177,7 @@ class BaseTrainer(ABC):
         return config.learning_rate * learning_rate_factor(
             step,
             schedule=config.schedule,
-            total_steps=self.record.total_steps,
+            total_steps=self.record.expected_steps,
             warmup_steps=config.warmup,
             final=config.final_lr,
             epoch=step / self.steps_per_epoch,
@@ -214,46 +197,46 @@ class BaseTrainer(ABC):
             return max(1, round(self.config.epochs * self.steps_per_epoch))
         return None
 
-    def _calibrated(self) -> bool:
-        """Whether enough of the time budget has been spent to plan the rest of it."""
+    def _count_time(self) -> float:
+        """Adds the time since the last call to ``record.seconds``, and returns it."""
+        now = time.monotonic()
+        (seconds,) = self.group.maximum(now - self._counted_at)
+        self._counted_at = now
+        self.record.seconds += seconds
+        return seconds
+
+    def _timed(self, name: str, work: Callable[[Progress], None], display: Progress) -> None:
+        """Does what a run does beside its steps, and keeps how long it took."""
+        self._count_time()
+        work(display)
+        self.record.aside_seconds[name] = self._count_time()
+
+    def _time_for_steps(self, budget: float) -> float:
+        """When the last step of a time ``budget`` is to end, so that what comes after the last one
+        has the rest; in seconds, at least half of the budget."""
+        return budget - min(budget / 2, sum(self.record.aside_seconds.values()))
+
+    def _use_time(self) -> None:
+        """After a step: how much of a time budget is used, from which the rate follows.
+
+        The clock says it anew each time, since no pace lasts. It is a part of the record, so that a
+        resumed run takes up the rate where it was.
+        """
         record, budget = self.record, self.config.time_budget
-        steps, seconds = self._since_warm()
-        return record.seconds >= budget or (
-            steps >= CALIBRATION_STEPS and seconds >= min(10.0, CALIBRATION_SHARE * budget)
-        )
-
-    def _since_warm(self) -> tuple[int, float]:
-        """Steps and their seconds in this process, without its first few, which take longer."""
-        record = self.record
-        if self._warm is None and record.step >= self._began_at + WARM_STEPS:
-            self._warm = (record.step, record.step_seconds)
-        step, seconds = self._warm or (record.step, record.step_seconds)
-        return record.step - step, record.step_seconds - seconds
-
-    def _plan(self, display: Progress) -> None:
-        """Turns what is left of the time budget into steps, once: a resumed run keeps the plan."""
-        record = self.record
-        began = time.monotonic()
-        self._evaluate(display)
-        evaluation, a_step, in_all = self.group.maximum(
-            time.monotonic() - began, *self._other_work()
-        )
-        steps, step_seconds = self._since_warm()
-        seconds = step_seconds / max(1, steps) + a_step
-        room = self.config.time_budget - record.seconds - evaluation
-        if self.config.eval_every:
-            seconds += evaluation / self.config.eval_every
-            left = room
-        else:
-            affordable = int(EVALUATION_SHARE * room / evaluation)
-            record.evaluations = max(2, min(record.evaluations, affordable))
-            left = room - record.evaluations * evaluation
-        # However slow the rest, at least half of the time left goes to training.
-        left = max(left - in_all, room / 2, 0.0)
-        record.total_steps = record.step + (int(left / seconds) if seconds else 0)
+        if budget is not None:
+            # Never less than it was: a faster evaluation leaves more time to the steps.
+            used = min(1.0, record.seconds / self._time_for_steps(budget))
+            record.used = max(record.used, used)
 
     def _evaluation_due(self) -> bool:
-        record, every = self.record, self.config.eval_every
-        if every == 0 and record.total_steps is None:
-            return False
-        return record.step % (every or math.ceil(record.total_steps / record.evaluations)) == 0
+        record, every, budget = self.record, self.config.eval_every, self.config.time_budget
+        if every:
+            return record.step % every == 0
+        if budget is None:
+            return record.step % math.ceil(record.total_steps / record.evaluations) == 0
+        # Expensive ones are rarer, but one is in the middle; none comes shortly before the last.
+        spacing = record.aside_seconds.get("evaluation", 0.0) / EVALUATION_SHARE
+        spacing = min(budget / 2, max(budget / record.evaluations, spacing))
+        since = record.seconds - record.history[-1]["seconds"]
+        left = self._time_for_steps(budget) - record.seconds
+        return since >= spacing and left >= spacing / 2
