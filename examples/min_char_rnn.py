@@ -1,12 +1,16 @@
 """A character model in one file, after the recipe of Andrej Karpathy's min-char-rnn (2015).
 
 One tanh layer of 100 units learns to predict the next character of a text, 25 characters at a time,
-and writes while it learns. The recipe is that of the numpy program, step by step, so that the loss
-of every iteration is the same from the same weights; what was two pages of hand-written forward and
-backward pass is a call of ``fastlstm.RNN``::
+and writes while it learns. The recipe is that of the numpy program, step by step; what was two
+pages of hand-written forward and backward pass is a call of ``fastlstm.RNN``::
 
     python examples/min_char_rnn.py                  # learns the Python language reference
     python examples/min_char_rnn.py book.txt --iterations 200000
+
+From the same weights an iteration has the loss of the numpy program, up to rounding. Started from
+the same weights and left alone, the two agree to ten digits for about ten iterations and to five
+for a hundred; from the two hundredth on their losses differ by up to some per cent. So do those of
+the numpy program and of itself with one weight moved by an ulp after the first iteration.
 
 Before it trains, it checks the gradients against differences of the loss. Beyond this size use
 ``python -m examples.char_lm``, which has everything that is left out here.
