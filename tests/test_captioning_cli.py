@@ -173,8 +173,22 @@ def test_eval_repeats_the_validation(run, capsys):
     assert result["nats"] == pytest.approx(metrics["val_nats"], rel=1e-6)
     for name in ("exact_match", "bleu4", "cider", "pointing"):
         assert result[name] == pytest.approx(metrics[name]), name
-    assert main(["eval", str(run), "--beam", "2"]) == 0
-    assert f"cider {metrics['beam']['cider']:.3f}" in capsys.readouterr().out
+    assert result["beam"] == pytest.approx(metrics["beam"])
+
+
+def test_eval_prints_greedy_and_beam(run, capsys):
+    """The beam is the run's, unless another is asked for."""
+    metrics = metrics_of(run)
+    capsys.readouterr()
+    assert main(["eval", str(run)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    for name, scores in (("greedy", metrics), ("beam 2", metrics["beam"])):
+        (line,) = [line for line in lines if line.startswith(name)]
+        assert f"exact_match {100 * scores['exact_match']:.1f}%" in line
+        assert f"log_likelihood {scores['log_likelihood']:.3f}" in line
+    assert metrics["beam"]["log_likelihood"] >= metrics["log_likelihood"]
+    assert main(["eval", str(run), "--beam", "1"]) == 0
+    assert "beam" not in capsys.readouterr().out
 
 
 def test_compare_writes_a_table(tmp_path, capsys, monkeypatch):

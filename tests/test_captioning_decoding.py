@@ -1,6 +1,7 @@
 """Captions from a model of examples/captioning: greedy, drawn, and the best of a beam."""
 
 import itertools
+import math
 
 import pytest
 import torch
@@ -73,9 +74,8 @@ def test_a_beam_that_holds_everything_finds_the_best(inject, length_penalty):
 
 
 @injects
-def test_a_beam_is_never_worse_than_greedy_by_its_own_score(inject):
-    """Not so for every model, but a search that loses track of its states fails it at once: the
-    probability of what is returned is checked against the model's own."""
+def test_the_probability_of_a_beams_caption_is_the_models_own(inject):
+    """A search that loses track of its states fails it at once."""
     model, images = make_model(inject=inject, scale=3.0).eval(), images_of(6)
     found = caption(model, images, DecodingOptions(max_length=6, beam=4))
     with torch.no_grad():
@@ -83,6 +83,62 @@ def test_a_beam_is_never_worse_than_greedy_by_its_own_score(inject):
             words = words_of(found.tokens[n])
             expected = probability_of(model, images[n : n + 1], words)
             assert found.log_probability[n].item() == pytest.approx(expected, rel=1e-4, abs=1e-5)
+
+
+@injects
+@pytest.mark.parametrize("scale", [1.0, 3.0, 10.0])
+def test_a_beam_is_never_less_likely_than_greedy(inject, scale):
+    model, images = make_model(inject=inject, scale=scale).eval(), images_of(16)
+    greedy = caption(model, images, DecodingOptions(max_length=8))
+    beam = caption(model, images, DecodingOptions(max_length=8, beam=3))
+    assert (beam.log_probability >= greedy.log_probability).all()
+
+
+def chain(monkeypatch, following):
+    """A model whose next word depends on the last one only, as ``following`` says: word -> {word:
+    probability}. It attends to the place of the last word's number."""
+    table = torch.full((64, 64 - END), float("-inf"))
+    for word, chances in following.items():
+        for after, chance in chances.items():
+            table[word, after - END] = math.log(chance)
+    model = make_model(vocab_size=64).eval()
+
+    def step(tokens, memory):
+        return table[tokens], memory, F.one_hot(tokens, 64).float()
+
+    monkeypatch.setattr(model.decoder, "step", step)
+    return model
+
+
+@pytest.mark.parametrize("beam", [2, 3])
+def test_a_beam_keeps_the_greedy_caption(monkeypatch, beam):
+    """Words 4, 10 are the likeliest caption; three that begin with 5 push them out of the beam and
+    turn out unlikely."""
+    certain = {END: 1.0}
+    after_5, last = {20 + n: 1 / 3 for n in range(3)}, {30 + n: 1 / 4 for n in range(4)}
+    following = {START: {4: 0.4, 5: 0.35, 6: 0.25}, 4: {10: 0.28, 11: 0.24, 12: 0.24, 13: 0.24}}
+    following |= {5: after_5, 6: last, **dict.fromkeys(after_5, last)}
+    following |= dict.fromkeys([10, 11, 12, 13, *last], certain)
+    model = chain(monkeypatch, following)
+    found = caption(model, images_of(2), DecodingOptions(beam=beam))
+    for n in range(2):
+        assert words_of(found.tokens[n]) == [4, 10]
+        assert found.log_probability[n].item() == pytest.approx(math.log(0.4 * 0.28))
+        assert found.attention[n].argmax(1).tolist()[:3] == [START, 4, 10]
+    assert found.attention.shape == (*found.tokens.shape, 64)
+
+
+def test_a_beam_takes_the_likelier_caption_not_the_longer(monkeypatch):
+    """Two short ones share 0.8 between them, one of eight words has the rest to itself."""
+    short, long = range(4, 6), range(10, 18)
+    following = {START: {4: 0.4, 5: 0.4, 10: 0.2}}
+    following |= dict.fromkeys(short, {END: 1.0})
+    following |= {word: {after: 1.0} for word, after in itertools.pairwise([*long, END])}
+    model = chain(monkeypatch, following)
+    found = caption(model, images_of(1), DecodingOptions(beam=3))
+    assert len(words_of(found.tokens[0])) == 1
+    found = caption(model, images_of(1), DecodingOptions(beam=3, length_penalty=0.7))
+    assert words_of(found.tokens[0]) == list(long)
 
 
 @pytest.mark.parametrize("options", [{}, {"beam": 3}, {"temperature": 1.0}])

@@ -119,11 +119,12 @@ def _add_settings(parser: argparse.ArgumentParser) -> None:
     add_machine(machine)
 
 
-def _add_decoding(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--beam", type=int, default=1, metavar="B",
-        help="captions kept by the beam search, 1: greedy (default 1)")  # fmt: skip
-    parser.add_argument("--length-penalty", type=float, default=0.7, metavar="X",
-        help="of the beam: 0 favours short captions, 1 does not (default 0.7)")  # fmt: skip
+def _add_decoding(parser: argparse.ArgumentParser, *, beam: int | None) -> None:
+    default = "the run's" if beam is None else f"{beam}"
+    parser.add_argument("--beam", type=int, default=beam, metavar="B",
+        help=f"captions kept by the beam search, 1: greedy (default {default})")  # fmt: skip
+    parser.add_argument("--length-penalty", type=float, default=0.0, metavar="X",
+        help="of the beam: the best has the largest log p / length^X (default 0)")  # fmt: skip
     parser.add_argument("--max-length", type=int, metavar="N",
         help="words of a caption (default: as in training)")  # fmt: skip
 
@@ -137,7 +138,7 @@ def _add_caption(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--count", type=int, default=8, metavar="N",
         help="generated scenes where no picture is given (default 8)")  # fmt: skip
     parser.add_argument("--strict", action="store_true", help="end at a damaged or missing picture")
-    _add_decoding(parser)
+    _add_decoding(parser, beam=1)
     parser.add_argument("--temperature", type=float, default=0.0, metavar="X",
         help="draw words: below 1 safer, above 1 wilder, 0: the best (default 0)")  # fmt: skip
     parser.add_argument("--seed", type=int, default=0, metavar="S",
@@ -156,5 +157,5 @@ def _add_eval(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--images", type=Path, metavar="DIR", help="directory of its pictures")
     parser.add_argument("--features", type=Path, metavar="FILE", help="its features")
     parser.add_argument("--strict", action="store_true", help="end at a damaged or missing picture")
-    _add_decoding(parser)
+    _add_decoding(parser, beam=None)
     parser.add_argument("--json", action="store_true", help="print one JSON object instead")

@@ -34,13 +34,15 @@ class Captions:
 class DecodingOptions:
     """``beam`` 1 takes the best word each time, or draws it where ``temperature`` is above 0. A
     larger beam keeps that many captions and returns the one of the largest
-    log p / length^length_penalty: 0 compares the probabilities themselves, which favours short
-    captions, 1 their geometric means (Wu et al. 2016, eq. 14, has a smoothed variant).
+    log p / length^length_penalty, or the greedy one where that has a larger one. 0 compares the
+    probabilities themselves; 1 their geometric means (Wu et al. 2016, eq. 14, has a smoothed
+    variant). Above 0 long captions win that are certain word by word, over short ones whose first
+    words share the probability with those of other phrasings.
     """
 
     max_length: int = 20  # words; what has not ended then is ended
     beam: int = 1
-    length_penalty: float = 0.7
+    length_penalty: float = 0.0
     temperature: float = 0.0
     seed: int = 0
 
@@ -62,10 +64,11 @@ def caption(model: Captioner, images: Tensor, options: DecodingOptions) -> Capti
     was_training = model.training
     model.eval()
     memory = model.start(images)
-    if options.beam == 1:
-        result = _one_by_one(model, memory, len(images), options)
-    else:
-        result = _beam_search(model, memory, len(images), options)
+    result = _one_by_one(model, memory, len(images), options)
+    if options.beam > 1:
+        # A beam may lose the greedy caption on the way, where it would have been the best.
+        found = _beam_search(model, memory, len(images), options)
+        result = _better(found, result, options.length_penalty)
     model.train(was_training)
     return result
 
@@ -145,6 +148,31 @@ def _beam_search(
             break
     # Sorted by topk: the first of each beam is the best.
     return Captions(words[:, 0], None if attention is None else attention[:, 0], total[:, 0])
+
+
+def _better(first: Captions, second: Captions, length_penalty: float) -> Captions:
+    """For each image the caption of the larger score, ``first`` where they are equal."""
+    scores = [
+        found.log_probability / (found.tokens != PAD).sum(1) ** length_penalty
+        for found in (first, second)
+    ]
+    of_second = scores[1] > scores[0]
+    length = max(first.tokens.size(1), second.tokens.size(1))
+
+    def choose(one: Tensor, other: Tensor) -> Tensor:
+        """Of [N, T, ...], made as long as each other with PAD, or weights of 0."""
+        rest = (0, 0) * (one.dim() - 2)
+        one, other = (F.pad(t, (*rest, 0, length - t.size(1))) for t in (one, other))
+        return torch.where(of_second.view(-1, *(1,) * (one.dim() - 1)), other, one)
+
+    attention = None
+    if first.attention is not None and second.attention is not None:
+        attention = choose(first.attention, second.attention)
+    return Captions(
+        choose(first.tokens, second.tokens),
+        attention,
+        torch.where(of_second, second.log_probability, first.log_probability),
+    )
 
 
 def _are_safe(best: Tensor, ended: Tensor, total: Tensor, options: DecodingOptions) -> Tensor:

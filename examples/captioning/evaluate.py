@@ -18,10 +18,12 @@ BATCH = 64
 
 @dataclass(frozen=True)
 class Written:
-    """One caption. ``attention`` [T, G, G] is that of its T words, or None."""
+    """One caption. ``attention`` [T, G, G] is that of its T words, or None; ``log_probability`` is
+    of the caption with its end, in nats."""
 
     text: str
     attention: np.ndarray | None
+    log_probability: float
 
     @property
     def words(self) -> list[str]:
@@ -30,8 +32,9 @@ class Written:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """``scores``: metrics.score, and of an attending model ``pointing``, the share of named things
-    that it looked at. ``nats``: mean loss a word of each picture's first caption, or None."""
+    """``scores``: metrics.score, ``log_likelihood``, the mean log probability of the captions in
+    nats, and of an attending model ``pointing``, the share of named things that it looked at.
+    ``nats``: mean loss a word of each picture's first caption, or None."""
 
     written: list[Written]
     scores: dict[str, float] = field(default_factory=dict)
@@ -49,13 +52,14 @@ def write_captions(
     found = caption(model, batch_inputs, options)
     side = model.encoder.grid
     written = []
-    for number, tokens in enumerate(found.tokens.tolist()):
+    chances = found.log_probability.tolist()
+    for number, (tokens, chance) in enumerate(zip(found.tokens.tolist(), chances, strict=True)):
         text = vocabulary.decode(tokens)
         attention = None
         if found.attention is not None:
             of_words = found.attention[number, : len(text.split())]
             attention = of_words.unflatten(1, (side, side)).cpu().numpy()
-        written.append(Written(text, attention))
+        written.append(Written(text, attention, chance))
     return written
 
 
@@ -79,6 +83,7 @@ def evaluate(
             nats, words = nats + batch_nats * batch_words, words + batch_words
     scores = metrics.score([w.text for w in written], data.references[:count])
     scores |= pointing(data, written)
+    scores["log_likelihood"] = sum(w.log_probability for w in written) / count
     return Evaluation(written, scores, nats / words if words else None)
 
 

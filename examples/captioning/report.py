@@ -17,7 +17,7 @@ from .pictures import Attended, save_attention
 from .record import CaptionRecord
 
 ATTENDED = 8  # pictures in attention.png
-SHOWN = ("exact_match", "bleu4", "cider", "rouge_l", "pointing")
+SHOWN = ("exact_match", "bleu4", "cider", "rouge_l", "pointing", "log_likelihood")
 
 
 def describe_scores(scores: dict[str, float]) -> str:

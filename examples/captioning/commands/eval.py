@@ -21,7 +21,8 @@ from .train import PACKAGES
 
 
 def run(options: argparse.Namespace) -> int:
-    """Scores the model on ``--data``, or the validation split of the run, and prints the result."""
+    """Scores the model on ``--data``, or the validation split of the run, and prints the results of
+    greedy captions and of the beam's."""
     require_packages(*PACKAGES)
     if options.data is None and (options.images or options.features):
         raise UserError("--images and --features go with --data")
@@ -32,7 +33,7 @@ def run(options: argparse.Namespace) -> int:
     config = checkpoint["config"]
     decoding = DecodingOptions(
         max_length=config.max_length if options.max_length is None else options.max_length,
-        beam=options.beam,
+        beam=config.beam if options.beam is None else options.beam,
         length_penalty=options.length_penalty,
     )
     if options.data is None:
@@ -60,19 +61,25 @@ def run(options: argparse.Namespace) -> int:
         for line in [] if options.json else _skipped(report):
             print(line)
     began = time.monotonic()
-    found = evaluate(model, pictures, vocabulary, decoding)
+    greedy = evaluate(model, pictures, vocabulary, dataclasses.replace(decoding, beam=1))
     speed = len(pictures) / (time.monotonic() - began)
+    beam = None
+    if decoding.beam > 1:
+        beam = evaluate(model, pictures, vocabulary, decoding, with_loss=False)
     if options.json:
+        result = {"data": what, "pictures": len(pictures), **greedy.scores, "nats": greedy.nats}
+        result["beam"] = beam and {"width": decoding.beam, **beam.scores}
         settings = dataclasses.asdict(decoding)
-        result = {"data": what, "pictures": len(pictures), **found.scores, "nats": found.nats}
         print(json.dumps({**result, "pictures_per_second": speed, "decoding": settings}))
         return 0
     print(f"data        {what}, {len(pictures):,} pictures")
-    print(f"scores      {describe_scores(found.scores)}")
-    bleu = ", ".join(f"{found.scores[f'bleu{n}']:.3f}" for n in range(1, 5))
-    print(f"bleu 1-4    {bleu}")
-    print(f"loss        {found.nats:.3f} nats per word")
-    print(f"speed       {speed:,.0f} pictures per second")
+    print(f"greedy      {describe_scores(greedy.scores)}")
+    if beam is not None:
+        print(f"beam {decoding.beam:<6} {describe_scores(beam.scores)}")
+    bleu = ", ".join(f"{greedy.scores[f'bleu{n}']:.3f}" for n in range(1, 5))
+    print(f"bleu 1-4    {bleu}, greedy")
+    print(f"loss        {greedy.nats:.3f} nats per word")
+    print(f"speed       {speed:,.0f} pictures per second, greedy")
     return 0
 
 
