@@ -22,6 +22,9 @@ from .record import Record
 from .schedule import learning_rate_factor
 
 EVALUATION_SHARE = 0.1  # of a time budget, at most
+# Of a time budget, the most that is kept for what comes after the last step. A first evaluation
+# that took longer met a busy machine, or one that had yet to load something.
+CLOSING_SHARE = 0.2
 EXPLODED = 3.0  # times the first loss
 LAST, BEST = "checkpoint.pt", "best.pt"
 
@@ -212,9 +215,9 @@ class BaseTrainer(ABC):
         self.record.aside_seconds[name] = self._count_time()
 
     def _time_for_steps(self, budget: float) -> float:
-        """When the last step of a time ``budget`` is to end, so that what comes after the last one
-        has the rest; in seconds, at least half of the budget."""
-        return budget - min(budget / 2, sum(self.record.aside_seconds.values()))
+        """When the last step of a time ``budget`` is to end, in seconds: the rest is for what comes
+        after it."""
+        return budget - min(CLOSING_SHARE * budget, sum(self.record.aside_seconds.values()))
 
     def _use_time(self) -> None:
         """After a step: how much of a time budget is used, from which the rate follows.
