@@ -38,6 +38,7 @@ class Machine:
 
     slowness: object = staticmethod(lambda spent: 1)
     evaluation: float = EVALUATION
+    verification: float = 0.0
     now: float = 1e6
     spent: float = 0.0
     rates: list = field(default_factory=list)
@@ -58,6 +59,7 @@ class Machine:
                 ("_train_step", STEP),
                 ("_evaluate", self.evaluation),
                 ("_sample", SAMPLE),
+                ("_verify", self.verification),
             ):
                 if hasattr(module.Trainer, name):
                     original = getattr(module.Trainer, name)
@@ -115,11 +117,12 @@ def test_the_time_asked_for_is_used(text, tmp_path, monkeypatch, program, slowne
 
 def test_a_slow_first_evaluation_does_not_cut_the_run_short(text, tmp_path, monkeypatch):
     """It takes a third of the time; the next ones a fifth of that."""
-    machine = Machine(lambda spent: 5 if spent < 6 else 1, evaluation=2.0)
+    machine = Machine(lambda spent: 5 if spent < 6 else 1, evaluation=2.0, verification=0.5)
     machine.install(monkeypatch)
     assert start("char_lm", text, tmp_path / "run") == 0
     assert machine.spent == pytest.approx(60 * MINUTES, rel=0.1)
     assert machine.rates[-1] < 0.02 * 0.01
+    assert len(metrics_of(tmp_path / "run")["history"]) == 3, "one that was in the middle"
 
 
 @programs

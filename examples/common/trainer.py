@@ -237,9 +237,10 @@ class BaseTrainer(ABC):
             return record.step % every == 0
         if budget is None:
             return record.step % math.ceil(record.total_steps / record.evaluations) == 0
-        # Expensive ones are rarer, but one is in the middle; none comes shortly before the last.
+        # Expensive ones are rarer, but one is near the middle, which says better than the first how
+        # long they take; none comes shortly before the last.
         spacing = record.aside_seconds.get("evaluation", 0.0) / EVALUATION_SHARE
-        spacing = min(budget / 2, max(budget / record.evaluations, spacing))
+        spacing = min(0.4 * budget, max(budget / record.evaluations, spacing))
         since = record.seconds - record.history[-1]["seconds"]
         left = self._time_for_steps(budget) - record.seconds
         return since >= spacing and left >= spacing / 2
