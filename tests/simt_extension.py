@@ -34,7 +34,10 @@ def kernel_sources(folder: Path) -> list[Path]:
 @functools.cache
 def load() -> ModuleType:
     """Compile what has changed, and import it."""
-    sources = [CSRC / name for name in ("bind_layers.cpp", "cell.cpp", "layer.cpp", "row_plan.cpp")]
+    sources = [
+        CSRC / name
+        for name in ("bind_layers.cpp", "cell.cpp", "layer.cpp", "outputs.cpp", "row_plan.cpp")
+    ]
     sources += sorted(p for p in (CSRC / "cuda").glob("*.cpp") if p.name not in REPLACED)
     sources += sorted(SIMT.glob("*.cpp"))
     sources += kernel_sources(BUILD)
