@@ -56,7 +56,7 @@ class RecurrentBase(nn.RNNBase):
         hx: Tensor | tuple[Tensor, Tensor] | None,
         lengths: Tensor | Sequence[int] | None,
         reset: Tensor | None,
-        embedding: Tensor | None,
+        embedding: Tensor | nn.Embedding | None,
         return_states: bool,
     ):
         """Do what ``forward`` does; bad arguments fail as they do in torch.nn."""

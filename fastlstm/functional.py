@@ -7,7 +7,7 @@ P: width of h, which is H but for an LSTM with projections.
 from collections.abc import Sequence
 
 import torch.fx
-from torch import Tensor
+from torch import Tensor, nn
 
 from fastlstm import autograd
 from fastlstm.precision import precision_of
@@ -31,7 +31,7 @@ def lstm(
     bidirectional: bool = False,
     dropout: float = 0.0,
     training: bool = False,
-    embedding: Tensor | None = None,
+    embedding: Tensor | nn.Embedding | None = None,
     lengths: Tensor | Sequence[int] | None = None,
     reset: Tensor | None = None,
     batch_sizes: Tensor | None = None,
@@ -65,8 +65,11 @@ def lstm(
         dropout: probability of zeroing an element of the output of each layer but the last, in
             training only; drawn from torch's generator. Default: 0.
         training: apply ``dropout``.
-        embedding: ``[V, I]``, the table that integer ``input`` indexes. It is projected once by
-            w_ih, V rows of work instead of T * N, unless V is larger than T * N.
+        embedding: ``[V, I]``, the table that integer ``input`` indexes, or the
+            :class:`torch.nn.Embedding` that holds it, whose ``padding_idx`` gets no gradient. It is
+            projected once by w_ih, V rows of work instead of T * N, unless V is larger than T * N.
+            A module with ``max_norm``, ``scale_grad_by_freq``, ``sparse``, hooks or a ``forward``
+            of its own is called with ``input`` instead, and what it returns is projected.
         lengths: how many steps of each row count: integers in [0, T], a tensor ``[N]`` on any
             device or a sequence (one number without a batch). Steps past the length of a row are
             not computed, whatever the input holds there: the output is zero, h_n and c_n are those
@@ -90,10 +93,12 @@ def lstm(
         RuntimeError: a tensor has the wrong device, dtype or shape.
         IndexError: a token id is negative, or not less than I (or V).
         TypeError: ``input`` is boolean or complex, ``embedding`` is given with floating-point
-            input, ``lengths`` are not integers, ``reset`` is not boolean, or ``hx`` is one tensor.
+            input or is neither a Tensor nor an ``nn.Embedding``, ``lengths`` are not integers,
+            ``reset`` is not boolean, or ``hx`` is one tensor.
         ValueError: ``weights`` has the wrong number of entries or an entry the wrong number of
-            tensors, a length is out of range, or ``batch_sizes`` comes with ``lengths`` or
-            ``reset``.
+            tensors, a length is out of range, ``batch_sizes`` comes with ``lengths`` or ``reset``,
+            or ``lengths`` with an ``embedding`` that has ``max_norm``, ``scale_grad_by_freq`` or
+            ``sparse`` and no ``padding_idx`` to look up where no token counts.
     """
     result = run_stack(
         "LSTM",
@@ -122,7 +127,7 @@ def gru(
     bidirectional: bool = False,
     dropout: float = 0.0,
     training: bool = False,
-    embedding: Tensor | None = None,
+    embedding: Tensor | nn.Embedding | None = None,
     lengths: Tensor | Sequence[int] | None = None,
     reset: Tensor | None = None,
     batch_sizes: Tensor | None = None,
@@ -172,7 +177,7 @@ def rnn(
     bidirectional: bool = False,
     dropout: float = 0.0,
     training: bool = False,
-    embedding: Tensor | None = None,
+    embedding: Tensor | nn.Embedding | None = None,
     lengths: Tensor | Sequence[int] | None = None,
     reset: Tensor | None = None,
     batch_sizes: Tensor | None = None,

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from fastlstm.base import RecurrentBase
@@ -93,7 +93,7 @@ class LSTM(RecurrentBase):
         *,
         lengths: Tensor | Sequence[int] | None = None,
         reset: Tensor | None = None,
-        embedding: Tensor | None = None,
+        embedding: Tensor | nn.Embedding | None = None,
         return_states: bool = False,
     ) -> (
         tuple[Tensor | PackedSequence, tuple[Tensor, Tensor]]
@@ -113,8 +113,9 @@ class LSTM(RecurrentBase):
                 sequences. Default: None, all of them.
             reset: bool, ``[T, N]`` in the layout of the input: a new sequence begins at this step,
                 no state crosses into it. Default: None.
-            embedding: ``[V, I]``, a table: integer input selects its rows, as ``F.embedding`` would,
-                but they are projected before they are selected. Default: None.
+            embedding: a table ``[V, I]``, or the ``nn.Embedding`` that holds it: the result is that
+                of ``embedding(input)`` as input, but the table is projected before its rows are
+                selected (:func:`fastlstm.functional.lstm` says when not). Default: None.
             return_states: also return :class:`LSTMStates`, h and c of every step and layer, laid out
                 as the output is. Default: False.
 
@@ -125,10 +126,11 @@ class LSTM(RecurrentBase):
 
         Raises:
             ValueError, RuntimeError: as ``torch.nn.LSTM`` does for the same call; a length is out
-                of range; lengths or reset come with a PackedSequence.
+                of range; lengths or reset come with a PackedSequence; lengths come with an
+                embedding that has max_norm, scale_grad_by_freq or sparse and no padding_idx.
             IndexError: a token id is out of range.
             TypeError: the dtype of lengths, reset or input makes no sense, or embedding is given
-                with floating-point input.
+                with floating-point input, or is neither a Tensor nor an ``nn.Embedding``.
         """
         return self._run(input, hx, lengths, reset, embedding, return_states)
 
@@ -240,7 +242,7 @@ class GRU(RecurrentBase):
         *,
         lengths: Tensor | Sequence[int] | None = None,
         reset: Tensor | None = None,
-        embedding: Tensor | None = None,
+        embedding: Tensor | nn.Embedding | None = None,
         return_states: bool = False,
     ) -> tuple[Tensor | PackedSequence, Tensor] | tuple[Tensor | PackedSequence, Tensor, RNNStates]:
         """Run the layers; arguments and errors as in :meth:`LSTM.forward`, with one state.
@@ -307,7 +309,7 @@ class RNN(RecurrentBase):
         *,
         lengths: Tensor | Sequence[int] | None = None,
         reset: Tensor | None = None,
-        embedding: Tensor | None = None,
+        embedding: Tensor | nn.Embedding | None = None,
         return_states: bool = False,
     ) -> tuple[Tensor | PackedSequence, Tensor] | tuple[Tensor | PackedSequence, Tensor, RNNStates]:
         """Run the layers; arguments, results and errors as those of :meth:`GRU.forward`."""

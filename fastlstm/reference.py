@@ -73,7 +73,7 @@ def lstm(
         dropout: probability of zeroing an element of the output of each layer but the last, in
             training only.
         training: apply ``dropout``.
-        embedding: ``[V, I]``, the table that integer ``input`` indexes.
+        embedding: ``[V, I]``, the table that integer ``input`` indexes; a Tensor only.
         lengths: N integers from 0 to T. Steps past the length of a row change nothing: the output
             is zero there, h_n and c_n are those after its last step, and the reverse direction
             starts at that step. What the input holds there does not matter.

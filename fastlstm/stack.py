@@ -9,10 +9,11 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from fastlstm import autograd
 from fastlstm._extension import _C
+from fastlstm.embedding import filler_of, looked_up, opened, without_gradient_of_padding
 from fastlstm.plain import is_plain
 from fastlstm.precision import Precision, precision_of
 from fastlstm.reference import LSTMStates, RNNStates
@@ -73,7 +74,7 @@ def run_stack(
     bidirectional: bool,
     dropout: float,
     training: bool,
-    embedding: Tensor | None,
+    embedding: Tensor | nn.Embedding | None,
     lengths: Tensor | Sequence[int] | None,
     reset: Tensor | None,
     batch_sizes: Tensor | None,
@@ -91,7 +92,8 @@ def run_stack(
         _check_weights_are_real(weights, input.device)
     w_ih = weights[0][0]
     precision = precision_of(w_ih)
-    is_tokens = _check_input(input, embedding, w_ih, precision)
+    table, module = (None, None) if embedding is None else opened(embedding)
+    is_tokens = _check_input(input, embedding, table, w_ih, precision)
     layout = _layout_of(input, is_tokens, batch_first, batch_sizes)
     x = layout.enter(input.long() if is_tokens else input)
     if lengths is not None or reset is not None:
@@ -100,9 +102,14 @@ def run_stack(
         lengths = _as_lengths(lengths, x.size(1), layout)
         reset = _as_reset(reset, x, layout)
     if is_tokens and lengths is not None:
-        x = _without_padding(x, lengths)
-    if embedding is not None and _table_is_larger(x, embedding):
-        x, embedding, is_tokens = _looked_up(x, embedding), None, False
+        x = _without_padding(x, lengths, filler_of(module))
+    if embedding is not None:
+        if table is None or _table_is_larger(x, table):
+            x = looked_up(x, table, module, w_ih.size(1), layout)
+            _check_embedding(x, input, w_ih, precision)
+            table, is_tokens = None, False
+        else:
+            table = without_gradient_of_padding(table, module)
 
     h0, c0 = _as_states(mode, hx, len(weights), layout, x.device)
     given_c0 = c0
@@ -111,7 +118,7 @@ def run_stack(
             tuple(map(precision.enter_weight, _WEIGHT_NAMES, five_weights))
             for five_weights in weights
         ]
-        embedding = precision.enter("embedding", embedding)
+        table = precision.enter("embedding", table)
         x = x if is_tokens else precision.enter("input", x)
         h0, c0 = precision.enter("h0", h0), precision.enter_cell_state("c0", c0)
     elif c0 is not None and c0.dtype != precision.result:
@@ -127,7 +134,7 @@ def run_stack(
             _part(h0, first, directions),
             _part(c0, first, directions),
             weights[first : first + directions],
-            embedding=embedding if layer == 0 else None,
+            embedding=table if layer == 0 else None,
             batch_sizes=batch_sizes,
             lengths=lengths,
             reset=reset,
@@ -198,7 +205,11 @@ def _check_weights_are_real(weights: Weights, device: torch.device) -> None:
 
 
 def _check_input(
-    input: Tensor, embedding: Tensor | None, w_ih: Tensor, precision: Precision
+    input: Tensor,
+    embedding: Tensor | nn.Embedding | None,
+    table: Tensor | None,
+    w_ih: Tensor,
+    precision: Precision,
 ) -> bool:
     """Return whether ``input`` holds token ids."""
     if input.dtype == torch.bool or input.is_complex():
@@ -210,15 +221,21 @@ def _check_input(
         return is_tokens
     if not is_tokens:
         raise TypeError(f"embedding goes with integer input, got input of dtype {input.dtype}")
-    if embedding.device != input.device:
-        raise RuntimeError(f"embedding must be on device {input.device}, got {embedding.device}")
-    if embedding.dtype != w_ih.dtype and not precision.is_autocast:
-        raise RuntimeError(f"embedding must have dtype {w_ih.dtype}, got {embedding.dtype}")
-    if embedding.dim() != 2 or embedding.size(1) != w_ih.size(1):
+    if table is None:  # its rows are checked when they are there
+        return is_tokens
+    _check_embedding(table, input, w_ih, precision)
+    if table.dim() != 2 or table.size(1) != w_ih.size(1):
         raise RuntimeError(
-            f"embedding must have shape [V, {w_ih.size(1)}], got {list(embedding.shape)}"
+            f"embedding must have shape [V, {w_ih.size(1)}], got {list(table.shape)}"
         )
     return is_tokens
+
+
+def _check_embedding(rows: Tensor, input: Tensor, w_ih: Tensor, precision: Precision) -> None:
+    if rows.device != input.device:
+        raise RuntimeError(f"embedding must be on device {input.device}, got {rows.device}")
+    if rows.dtype != w_ih.dtype and not precision.is_autocast:
+        raise RuntimeError(f"embedding must have dtype {w_ih.dtype}, got {rows.dtype}")
 
 
 def _layout_of(
@@ -274,25 +291,16 @@ def _as_reset(reset: Tensor | None, x: Tensor, layout: _Layout) -> Tensor | None
     return layout.enter(reset)
 
 
-def _table_is_larger(tokens: Tensor, embedding: Tensor) -> bool:
+def _table_is_larger(tokens: Tensor, table: Tensor) -> bool:
     """Whether the table costs more to project than its rows in use."""
     # An exported program may run with other sizes, which a comparison of sizes would pin.
-    return torch.compiler.is_exporting() or embedding.size(0) > tokens.numel()
+    return torch.compiler.is_exporting() or table.size(0) > tokens.numel()
 
 
-def _without_padding(tokens: Tensor, lengths: Tensor) -> Tensor:
+def _without_padding(tokens: Tensor, lengths: Tensor, filler: int) -> Tensor:
     """Whatever pads a row, -100 say, need not be a token: put one there."""
     steps = torch.arange(tokens.size(0), device=tokens.device).unsqueeze(1)
-    return tokens.masked_fill(steps >= lengths.to(tokens.device), 0)
-
-
-def _looked_up(tokens: Tensor, embedding: Tensor) -> Tensor:
-    try:
-        return F.embedding(tokens, embedding)
-    except IndexError:
-        size = embedding.size(0)
-        bad = tokens[(tokens < 0) | (tokens >= size)][0].item()
-        raise IndexError(f"input must hold token ids in [0, {size}), got {bad}") from None
+    return tokens.masked_fill(steps >= lengths.to(tokens.device), filler)
 
 
 def _as_states(
