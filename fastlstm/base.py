@@ -8,6 +8,8 @@ from torch.fx import Proxy
 from torch.nn.utils.rnn import PackedSequence
 
 from fastlstm import functional
+from fastlstm.nested import is_nested, refuse_strided, run_padded
+from fastlstm.nested import is_tokens as _is_tokens
 from fastlstm.plain import REFUSED, is_plain, other_device
 from fastlstm.stack import run_stack
 from fastlstm.tracing import is_fx_symbolic_tracing, record
@@ -74,6 +76,12 @@ class RecurrentBase(nn.RNNBase):
         if isinstance(input, PackedSequence):
             packed, input, batch_sizes = input, input.data, input.batch_sizes
             hx = None if hx is None else self.permute_hidden(hx, packed.sorted_indices)
+        elif type(input) is not Tensor and is_nested(input):
+
+            def run(x: Tensor, embedding, lengths: Tensor, reset: Tensor | None) -> tuple:
+                return self._run(x, hx, lengths, reset, embedding, return_states)
+
+            return run_padded(run, input, embedding, lengths, reset, self.batch_first)
         weights = [[self._weight(name) for name in names] for names in self._all_weights]
         options = (
             self.batch_first,
@@ -132,6 +140,7 @@ class RecurrentBase(nn.RNNBase):
         weight: Tensor,
     ) -> None:
         """Raise what torch.nn raises for the same call, in the same order."""
+        refuse_strided("input", input)
         is_batched = True
         if batch_sizes is None:
             dim, low = input.dim(), 2 - _is_tokens(input)
@@ -198,7 +207,3 @@ class RecurrentBase(nn.RNNBase):
 
     def __setstate__(self, state) -> None:
         super().__setstate__({name: v for name, v in state.items() if name != "_flat_weights"})
-
-
-def _is_tokens(input: Tensor) -> bool:
-    return not (input.is_floating_point() or input.is_complex())

@@ -56,9 +56,9 @@ def to_torch(model: Model) -> Model:
     """Make every module of fastlstm in ``model`` the one of ``torch.nn``, in place.
 
     For what knows the classes of ``torch.nn`` only: ONNX, TorchScript, quantisation, Opacus.
-    The opposite of :func:`convert`, and as careful. ``torch.nn`` has no integer input, ``lengths``,
-    ``reset``, ``embedding`` or ``return_states``: a model that uses them converts, and then fails
-    when it is called.
+    The opposite of :func:`convert`, and as careful. ``torch.nn`` has no integer or nested input,
+    ``lengths``, ``reset``, ``embedding`` or ``return_states``: a model that uses them converts, and
+    then fails when it is called.
 
     Args:
         model: any module, which may itself be a recurrent one. To keep it as it is, give

@@ -68,22 +68,32 @@ def looked_up(
         layout: what undoes and does the change from the caller's layout, which a module that is
             called may know of.
     """
-    padding_idx = None if module is None else module.padding_idx
+    if table is None:
+        x = layout.enter(called(module, layout.leave(tokens)))
+        if x.shape != (*tokens.shape, width):
+            raise RuntimeError(
+                f"embedding must return shape {[*tokens.shape, width]}, got {list(x.shape)}"
+            )
+        return x
     try:
-        if table is not None:
-            return F.embedding(tokens, table, padding_idx)
-        x = layout.enter(module(layout.leave(tokens)))
-    except IndexError:
-        size = table.size(0) if table is not None else module.num_embeddings
-        bad = tokens[(tokens < 0) | (tokens >= size)]
-        if not len(bad):
-            raise
-        raise IndexError(f"input must hold token ids in [0, {size}), got {bad[0].item()}") from None
-    if x.shape != (*tokens.shape, width):
-        raise RuntimeError(
-            f"embedding must return shape {[*tokens.shape, width]}, got {list(x.shape)}"
-        )
-    return x
+        return F.embedding(tokens, table, None if module is None else module.padding_idx)
+    except IndexError as error:
+        raise _no_such_token(error, tokens, table.size(0)) from None
+
+
+def called(module: nn.Embedding, tokens: Tensor) -> Tensor:
+    """Return what ``module`` returns."""
+    try:
+        return module(tokens)
+    except IndexError as error:
+        raise _no_such_token(error, tokens, module.num_embeddings) from None
+
+
+def _no_such_token(error: IndexError, tokens: Tensor, size: int) -> IndexError:
+    bad = tokens[(tokens < 0) | (tokens >= size)]
+    if not len(bad):
+        return error
+    return IndexError(f"input must hold token ids in [0, {size}), got {bad[0].item()}")
 
 
 def without_gradient_of_padding(table: Tensor, module: nn.Embedding | None) -> Tensor:

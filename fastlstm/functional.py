@@ -10,9 +10,10 @@ import torch.fx
 from torch import Tensor, nn
 
 from fastlstm import autograd
+from fastlstm.nested import run_stack
 from fastlstm.precision import precision_of
 from fastlstm.reference import LSTMStates, RNNStates
-from fastlstm.stack import Weights, run_stack
+from fastlstm.stack import Weights
 
 __all__ = ["gru", "gru_cell", "lstm", "lstm_cell", "rnn", "rnn_cell"]
 
@@ -51,7 +52,10 @@ def lstm(
         input: ``[T, N, I]``, ``[N, T, I]`` if ``batch_first``, ``[T, I]`` without a batch, or
             ``[rows, I]`` with ``batch_sizes``. An integer tensor of one dimension less holds token
             ids, which stand for one-hot vectors of size I, or for rows of ``embedding``; the input
-            projection is then a look-up.
+            projection is then a look-up. Or a nested tensor of either kind, ``[N, j, I]`` whatever
+            ``batch_first`` is, with ``layout=torch.jagged``, whose rows have the lengths they have:
+            ``reset``, ``output`` and the states of every step are as jagged, the rest is as with
+            ``lengths``.
         hx: ``(h0, c0)``, ``[layers * D, N, P]`` and ``[layers * D, N, H]`` (no N without a batch);
             None means zeros.
         weights: one entry for each layer and direction, the two directions of a layer next to each
@@ -97,8 +101,9 @@ def lstm(
             ``reset`` is not boolean, or ``hx`` is one tensor.
         ValueError: ``weights`` has the wrong number of entries or an entry the wrong number of
             tensors, a length is out of range, ``batch_sizes`` comes with ``lengths`` or ``reset``,
-            or ``lengths`` with an ``embedding`` that has ``max_norm``, ``scale_grad_by_freq`` or
-            ``sparse`` and no ``padding_idx`` to look up where no token counts.
+            one of ``lengths`` and ``batch_sizes`` with nested ``input``, or ``lengths`` with an
+            ``embedding`` that has ``max_norm``, ``scale_grad_by_freq`` or ``sparse`` and no
+            ``padding_idx`` to look up where no token counts.
     """
     result = run_stack(
         "LSTM",

@@ -104,15 +104,16 @@ class LSTM(RecurrentBase):
         Args:
             input: ``[T, N, I]``, ``[N, T, I]`` if batch_first, or ``[T, I]`` without a batch; or an
                 integer tensor of one dimension less, which stands for one-hot vectors of size I; or
-                a PackedSequence of rows of either kind.
+                a PackedSequence of rows of either kind; or a nested tensor of either kind with
+                ``layout=torch.jagged``, ``[N, j, I]`` whatever batch_first is.
             hx: ``(h0, c0)``, ``[num_layers * D, N, P]`` and ``[num_layers * D, N, H]``, without N
                 if there is no batch. Default: zeros.
             lengths: how many steps of each row count, integers in [0, T]: a tensor ``[N]`` on any
                 device, or a sequence. Later steps are not computed: the output is zero there, and
                 h_n and c_n are those after the last step that counts. In any order, unlike packed
                 sequences. Default: None, all of them.
-            reset: bool, ``[T, N]`` in the layout of the input: a new sequence begins at this step,
-                no state crosses into it. Default: None.
+            reset: bool, ``[T, N]`` in the layout of the input, nested if that is: a new sequence
+                begins at this step, no state crosses into it. Default: None.
             embedding: a table ``[V, I]``, or the ``nn.Embedding`` that holds it: the result is that
                 of ``embedding(input)`` as input, but the table is projected before its rows are
                 selected (:func:`fastlstm.functional.lstm` says when not). Default: None.
@@ -121,13 +122,15 @@ class LSTM(RecurrentBase):
 
         Returns:
             ``(output, (h_n, c_n))``, or ``(output, (h_n, c_n), states)``. ``output`` is
-            ``[T, N, D * P]`` in the layout of the input, or a PackedSequence if the input is one;
-            h_n and c_n are shaped as hx.
+            ``[T, N, D * P]`` in the layout of the input, a PackedSequence if the input is one, or
+            ``[N, j, D * P]`` with the ragged dimension of a nested one; h_n and c_n are shaped as
+            hx.
 
         Raises:
             ValueError, RuntimeError: as ``torch.nn.LSTM`` does for the same call; a length is out
-                of range; lengths or reset come with a PackedSequence; lengths come with an
-                embedding that has max_norm, scale_grad_by_freq or sparse and no padding_idx.
+                of range; lengths or reset come with a PackedSequence; lengths come with a nested
+                tensor, or with an embedding that has max_norm, scale_grad_by_freq or sparse and no
+                padding_idx.
             IndexError: a token id is out of range.
             TypeError: the dtype of lengths, reset or input makes no sense, or embedding is given
                 with floating-point input, or is neither a Tensor nor an ``nn.Embedding``.
@@ -253,8 +256,8 @@ class GRU(RecurrentBase):
 
         Returns:
             ``(output, h_n)``, or ``(output, h_n, states)`` with :class:`RNNStates`. ``output`` is
-            ``[T, N, D * H]`` in the layout of the input, or a PackedSequence if the input is one;
-            h_n is shaped as hx.
+            ``[T, N, D * H]`` in the layout of the input, a PackedSequence or nested tensor if the
+            input is one; h_n is shaped as hx.
         """
         return self._run(input, hx, lengths, reset, embedding, return_states)
 
