@@ -10,7 +10,14 @@ from torch.nn.utils.rnn import PackedSequence
 from fastlstm import functional
 from fastlstm.nested import is_nested, refuse_strided, run_padded
 from fastlstm.nested import is_tokens as _is_tokens
-from fastlstm.plain import REFUSED, is_plain, other_device
+from fastlstm.plain import (
+    REFUSED,
+    check_is_number,
+    check_is_tensor,
+    is_plain,
+    other_device,
+    wrong_tokens,
+)
 from fastlstm.stack import run_stack
 from fastlstm.tracing import is_fx_symbolic_tracing, record
 
@@ -28,10 +35,12 @@ class RecurrentBase(nn.RNNBase):
     def check_input(self, input: Tensor, batch_sizes: Tensor | None) -> None:
         """Raise what torch.nn raises for the same ``input``; integer input is one-hot vectors."""
         is_tokens = _is_tokens(input)
-        if not is_tokens:
-            self._check_dtype(input, batch_sizes)
         expected = (3 if batch_sizes is None else 2) - is_tokens
+        if not is_tokens or input.dim() != expected:
+            self._check_dtype(input, batch_sizes)
         if input.dim() != expected:
+            if is_tokens:
+                raise RuntimeError(wrong_tokens(input, self._dtype()))
             raise RuntimeError(f"input must have {expected} dimensions, got {input.dim()}")
         if not is_tokens and input.size(-1) != self.input_size:
             raise RuntimeError(
@@ -40,12 +49,17 @@ class RecurrentBase(nn.RNNBase):
             )
 
     def _check_dtype(self, input: Tensor, batch_sizes: Tensor | None) -> None:
-        dtype = self._weight(self._flat_weights_names[0]).dtype
+        dtype = self._dtype()
+        if _is_tokens(input):
+            raise ValueError(wrong_tokens(input, dtype))
         if input.dtype != dtype and not torch._C._is_any_autocast_enabled():
             raise ValueError(
                 f"RNN input dtype ({input.dtype}) does not match weight dtype ({dtype})."
                 f" Convert input: input.to({dtype}), or convert model: model.to({input.dtype})"
             )
+
+    def _dtype(self) -> torch.dtype:
+        return self._weight(self._flat_weights_names[0]).dtype
 
     def _weight(self, name: str) -> Tensor | None:
         # Where a parameter is still one, past __getattr__, which searches three places first.
@@ -95,14 +109,15 @@ class RecurrentBase(nn.RNNBase):
             return_states,
         )
         result, refusal = None, None
-        if is_plain(input) and weights[0][0].is_cpu:
+        if is_plain(input):
             try:
-                result = run_stack(self.mode, input, hx, weights, *options)
+                if weights[0][0].is_cpu:
+                    result = run_stack(self.mode, input, hx, weights, *options)
             except REFUSED as error:
                 refusal = error
         if result is None:
             # Not earlier, since the kernels look at what they are given anyway.
-            self._check(input, hx, batch_sizes, weights[0][0])
+            self._check(input, hx, batch_sizes, weights)
             if refusal is not None:
                 raise refusal
             result = run_stack(self.mode, input, hx, weights, *options)
@@ -137,18 +152,27 @@ class RecurrentBase(nn.RNNBase):
         input: Tensor,
         hx: Tensor | tuple[Tensor, Tensor] | None,
         batch_sizes: Tensor | None,
-        weight: Tensor,
+        weights: list[list[Tensor | None]],
     ) -> None:
         """Raise what torch.nn raises for the same call, in the same order."""
         refuse_strided("input", input)
+        flat = [weight for entry in weights for weight in entry]
+        for name, weight in zip(self._flat_weights_names, flat, strict=True):
+            if weight is not None:  # a bias may be; of the others run_stack knows
+                check_is_tensor(name, weight)
+        check_is_number(input, "a floating-point tensor or integer token ids")
         is_batched = True
         if batch_sizes is None:
             dim, low = input.dim(), 2 - _is_tokens(input)
             if dim not in (low, low + 1):
-                raise ValueError(self._wrong_dim(f"{low}D or {low + 1}D", dim))
+                if low == 1:
+                    self._check_dtype(input, batch_sizes)
+                raise ValueError(self._wrong_dim(dim))
             is_batched = dim == low + 1
             if hx is not None:
                 self._check_hidden_dim(hx, is_batched)
+        elif hx is not None:
+            self._check_packed_hidden(hx)
         states = hx
         if not is_batched:
             input = input.unsqueeze(0 if self.batch_first else 1)
@@ -158,14 +182,14 @@ class RecurrentBase(nn.RNNBase):
             self.check_input(input, batch_sizes)
         else:
             self.check_forward_args(input, states, batch_sizes)
-            for state in (states,) if isinstance(states, Tensor) else states:
+            for state in (states,) if isinstance(states, Tensor) else (states[0], states[1]):
                 if state.device != input.device:
                     raise RuntimeError(other_device("hidden", input, state))
-        if weight.device != input.device:
-            raise RuntimeError(other_device("parameter", input, weight))
+        if flat[0].device != input.device:
+            raise RuntimeError(other_device("parameter", input, flat[0]))
 
-    def _wrong_dim(self, expected: str, dim: int) -> str:
-        return f"{self.mode}: Expected input to be {expected}, got {dim}D instead"
+    def _wrong_dim(self, dim: int) -> str:
+        return f"{self.mode}: Expected input to be 2D or 3D, got {dim}D instead"
 
     def _check_hidden_dim(self, hx: Tensor, is_batched: bool) -> None:
         expected = 3 if is_batched else 2
@@ -174,6 +198,9 @@ class RecurrentBase(nn.RNNBase):
             raise RuntimeError(
                 f"For {kind} input, hx should also be {expected}-D but got {hx.dim()}-D tensor"
             )
+
+    def _check_packed_hidden(self, hx: Tensor) -> None:
+        pass
 
     def _unsqueezed(self, hx: Tensor) -> Tensor:
         return hx.unsqueeze(1)

@@ -11,7 +11,15 @@ from torch.fx import Proxy
 
 from fastlstm import autograd, functional
 from fastlstm._extension import _C
-from fastlstm.plain import REFUSED, is_plain, other_device
+from fastlstm.plain import (
+    REFUSED,
+    check_is_number,
+    check_is_tensor,
+    check_pair,
+    described,
+    is_plain,
+    other_device,
+)
 from fastlstm.tracing import is_fx_symbolic_tracing, record
 
 __all__ = ["GRUCell", "LSTMCell", "RNNCell"]
@@ -82,8 +90,9 @@ class _Cell(nn.RNNCellBase):
         name = self._name.removesuffix("Cell").lower()
         return getattr(functional, f"{name}_cell")(input, hx, *self._weights(), **options)
 
-    def _check(self, input: Tensor, states: dict[str, Tensor]) -> None:
-        """Raise what torch.nn raises for the same call. ``states``: by torch's name for each."""
+    def _check(self, input: Tensor, hx: object, states: dict[str, Tensor]) -> None:
+        """Raise what torch.nn raises for the same call. ``states``: hx by torch's names."""
+        check_is_number(input, "a floating-point tensor")
         if input.dim() not in (1, 2):
             raise ValueError(
                 f"{self._name}: Expected input to be 1D or 2D, got {input.dim()}D instead"
@@ -93,11 +102,17 @@ class _Cell(nn.RNNCellBase):
                 raise ValueError(
                     f"{self._name}: Expected {label} to be 1D or 2D, got {state.dim()}D instead"
                 )
-        if len(states) > 2:
-            raise RuntimeError(f"lstm_cell expects two hidden states, got {len(states)}")
-        weights = [w for w in self._weights() if w is not None]
-        w_ih, w_hh = weights[:2]
         is_batched = input.dim() == 2
+        if self._name == "LSTMCell":
+            if not is_batched and len(states) < 2:
+                raise IndexError(f"hx must be a pair (h, c), got {described(hx)}")
+            check_pair("lstm_cell", "(h, c)", hx)
+        w_ih, w_hh, *biases = self._weights()
+        check_is_tensor("weight_ih", w_ih)
+        check_is_tensor("weight_hh", w_hh)
+        biases = [b for b in biases if b is not None]
+        for bias in biases:
+            check_is_tensor("bias", bias)
         x = input if is_batched else input.unsqueeze(0)
         if x.size(1) != w_ih.size(1):
             raise RuntimeError(
@@ -105,18 +120,22 @@ class _Cell(nn.RNNCellBase):
             )
         for i, state in enumerate(states.values()):
             h = state if is_batched else state.unsqueeze(0)
+            if h.dim() != 2:
+                raise RuntimeError(
+                    f"Expected 2D hidden{i} (batch x hidden_size), but got {h.dim()}D tensor"
+                )
             if h.size(0) != x.size(0):
                 raise RuntimeError(
                     f"Input batch size {x.size(0)} doesn't match hidden{i} batch size {h.size(0)}"
                 )
-            if h.dim() != 2 or h.size(1) != w_hh.size(1):
+            if h.size(1) != w_hh.size(1):
                 raise RuntimeError(
                     f"hidden{i} has inconsistent hidden_size: got {h.size(1)},"
                     f" expected {w_hh.size(1)}"
                 )
             if h.device != x.device:
                 raise RuntimeError(other_device("hidden", x, h))
-        for weight in weights:
+        for weight in (w_ih, w_hh, *biases):
             if weight.device != x.device:
                 raise RuntimeError(other_device("parameter", x, weight))
 
@@ -154,7 +173,9 @@ class LSTMCell(_Cell):
             ``(h, c)`` after the step, shaped as ``hx``.
 
         Raises:
-            ValueError, RuntimeError: as ``torch.nn.LSTMCell`` does for the same call.
+            ValueError, RuntimeError, TypeError: as ``torch.nn.LSTMCell`` does for the same call;
+                TypeError also for boolean or complex input.
+            IndexError: hx holds one state or none, and there is no batch.
         """
         given = hx
         if hx is None:
@@ -174,7 +195,7 @@ class LSTMCell(_Cell):
         recorded = self._recorded(input, given)
         if recorded is not None:
             return recorded
-        self._check(input, {f"hx[{i}]": state for i, state in enumerate(hx)})
+        self._check(input, hx, {f"hx[{i}]": state for i, state in enumerate(hx)})
         return functional.lstm_cell(input, hx, *self._weights())
 
 
@@ -209,7 +230,8 @@ class GRUCell(_Cell):
             h after the step, shaped as ``hx``.
 
         Raises:
-            ValueError, RuntimeError: as ``torch.nn.GRUCell`` does for the same call.
+            ValueError, RuntimeError, TypeError: as ``torch.nn.GRUCell`` does for the same call;
+                TypeError also for boolean or complex input.
         """
         given, hx = hx, self._zeros(input) if hx is None else hx
         h = self._one_state("GRU", input, hx)
@@ -217,7 +239,7 @@ class GRUCell(_Cell):
             h = self._recorded(input, given)
         if h is not None:
             return h
-        self._check(input, {"hidden": hx})
+        self._check(input, hx, {"hidden": hx})
         return functional.gru_cell(input, hx, *self._weights())
 
 
@@ -262,7 +284,8 @@ class RNNCell(_Cell):
             h after the step, shaped as ``hx``.
 
         Raises:
-            ValueError, RuntimeError: as ``torch.nn.RNNCell`` does for the same call.
+            ValueError, RuntimeError, TypeError: as ``torch.nn.RNNCell`` does for the same call;
+                TypeError also for boolean or complex input.
         """
         given, hx = hx, self._zeros(input) if hx is None else hx
         mode = _RNN_MODES.get(self.nonlinearity)
@@ -271,7 +294,7 @@ class RNNCell(_Cell):
             h = self._recorded(input, given)
         if h is not None:
             return h
-        self._check(input, {"hidden": hx})
+        self._check(input, hx, {"hidden": hx})
         if mode is None:
             raise RuntimeError(f"Unknown nonlinearity: {self.nonlinearity}")
         return functional.rnn_cell(input, hx, *self._weights(), self.nonlinearity)

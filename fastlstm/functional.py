@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from fastlstm import autograd
 from fastlstm.nested import run_stack
+from fastlstm.plain import check_is_number, check_is_tensor, check_pair
 from fastlstm.precision import precision_of
 from fastlstm.reference import LSTMStates, RNNStates
 from fastlstm.stack import Weights
@@ -98,7 +99,7 @@ def lstm(
         IndexError: a token id is negative, or not less than I (or V).
         TypeError: ``input`` is boolean or complex, ``embedding`` is given with floating-point
             input or is neither a Tensor nor an ``nn.Embedding``, ``lengths`` are not integers,
-            ``reset`` is not boolean, or ``hx`` is one tensor.
+            ``reset`` is not boolean, ``hx`` is one tensor, or a state or w_ih or w_hh is none.
         ValueError: ``weights`` has the wrong number of entries or an entry the wrong number of
             tensors, a length is out of range, ``batch_sizes`` comes with ``lengths`` or ``reset``,
             one of ``lengths`` and ``batch_sizes`` with nested ``input``, or ``lengths`` with an
@@ -242,11 +243,9 @@ def lstm_cell(
 
     Raises:
         RuntimeError: a tensor has the wrong device, dtype or shape.
+        TypeError: ``input`` is boolean or complex, or an argument is not a tensor.
     """
-    if isinstance(hx, Tensor):
-        raise TypeError("hx must be a pair (h, c), got a Tensor")
-    if len(hx) != 2:
-        raise RuntimeError(f"lstm_cell expects two hidden states, got {len(hx)}")
+    check_pair("lstm_cell", "(h, c)", hx)
     return _cell("LSTM", input, *hx, w_ih, w_hh, b_ih, b_hh)
 
 
@@ -271,6 +270,7 @@ def gru_cell(
 
     Raises:
         RuntimeError: a tensor has the wrong device, dtype or shape.
+        TypeError: ``input`` is boolean or complex, or an argument is not a tensor.
     """
     return _cell("GRU", input, hx, None, w_ih, w_hh, b_ih, b_hh)[0]
 
@@ -298,6 +298,7 @@ def rnn_cell(
 
     Raises:
         RuntimeError: a tensor has the wrong device, dtype or shape.
+        TypeError: ``input`` is boolean or complex, or an argument is not a tensor.
     """
     return _cell(_rnn_mode(nonlinearity), input, hx, None, w_ih, w_hh, b_ih, b_hh)[0]
 
@@ -311,6 +312,10 @@ def _rnn_mode(nonlinearity: str) -> str:
 def _cell(
     mode: str, input: Tensor, h: Tensor, c: Tensor | None, w_ih, w_hh, b_ih, b_hh
 ) -> tuple[Tensor, Tensor | None]:
+    check_is_tensor("hx", h)
+    check_is_tensor("w_ih", w_ih)
+    check_is_tensor("w_hh", w_hh)
+    check_is_number(input, "a floating-point tensor")
     precision, given_c = precision_of(w_ih), c
     if precision.compute is None:
         if c is not None and c.dtype != precision.result:

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from fastlstm.base import RecurrentBase
+from fastlstm.plain import check_pair, described
 from fastlstm.reference import LSTMStates, RNNStates
 
 __all__ = ["GRU", "LSTM", "RNN"]
@@ -131,9 +132,10 @@ class LSTM(RecurrentBase):
                 of range; lengths or reset come with a PackedSequence; lengths come with a nested
                 tensor, or with an embedding that has max_norm, scale_grad_by_freq or sparse and no
                 padding_idx.
-            IndexError: a token id is out of range.
-            TypeError: the dtype of lengths, reset or input makes no sense, or embedding is given
-                with floating-point input, or is neither a Tensor nor an ``nn.Embedding``.
+            IndexError: a token id is out of range; hx holds less than two states.
+            TypeError: the dtype of lengths, reset or input makes no sense; embedding is given with
+                floating-point input, or is neither a Tensor nor an ``nn.Embedding``; hx, a state or
+                a weight is no Tensor.
         """
         return self._run(input, hx, lengths, reset, embedding, return_states)
 
@@ -177,15 +179,23 @@ class LSTM(RecurrentBase):
             super()._check_dtype(input, batch_sizes)
 
     def _check_hidden_dim(self, hx: tuple[Tensor, Tensor], is_batched: bool) -> None:
-        if isinstance(hx, (tuple, list)) and len(hx) != 2:
-            raise RuntimeError(f"lstm expects two hidden states, got {len(hx)}")
+        try:
+            h_dim, c_dim = hx[0].dim(), hx[1].dim()
+        except IndexError:
+            raise IndexError(f"hx must be a pair (h0, c0), got {described(hx)}") from None
         expected = 3 if is_batched else 2
-        if hx[0].dim() != expected or hx[1].dim() != expected:
+        if h_dim != expected or c_dim != expected:
             kind = "batched 3-D" if is_batched else "unbatched 2-D"
             raise RuntimeError(
                 f"For {kind} input, hx and cx should also be {expected}-D but got"
-                f" ({hx[0].dim()}-D, {hx[1].dim()}-D) tensors"
+                f" ({h_dim}-D, {c_dim}-D) tensors"
             )
+
+    def _check_packed_hidden(self, hx: tuple[Tensor, Tensor]) -> None:
+        check_pair("lstm", "(h0, c0)", hx)
+        for i, state in enumerate(hx):
+            if state.dim() < 3:  # torch looks at dimension 2 first
+                raise IndexError(f"hx[{i}] must have 3 dimensions, got {state.dim()}")
 
     def _unsqueezed(self, hx: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
         return hx[0].unsqueeze(1), hx[1].unsqueeze(1)
@@ -318,8 +328,8 @@ class RNN(RecurrentBase):
         """Run the layers; arguments, results and errors as those of :meth:`GRU.forward`."""
         return self._run(input, hx, lengths, reset, embedding, return_states)
 
-    def _wrong_dim(self, expected: str, dim: int) -> str:
-        return f"RNN: Expected input to be {expected}, got {dim}D tensor instead"
+    def _wrong_dim(self, dim: int) -> str:
+        return f"RNN: Expected input to be 2D or 3D, got {dim}D tensor instead"
 
 
 def _refuse_proj_size(unknown: dict) -> None:

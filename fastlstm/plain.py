@@ -30,6 +30,44 @@ def is_plain(input: Tensor) -> bool:
     )
 
 
+def described(value: object) -> str:
+    """Say what came in the place of a Tensor or a pair of them."""
+    if isinstance(value, (tuple, list)):
+        return f"a {type(value).__name__} of {len(value)}"
+    return f"a {type(value).__name__}"
+
+
+def check_is_tensor(name: str, value: object) -> None:
+    """Raise TypeError, as torch's functions do, unless ``value`` is a Tensor."""
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{name} must be a Tensor, got {type(value).__name__}")
+
+
+def check_is_number(input: Tensor, expected: str) -> None:
+    """Raise TypeError if ``input`` is boolean or complex, of which no module can make sense."""
+    if input.dtype == torch.bool or input.is_complex():
+        raise TypeError(f"input must be {expected}, got {input.dtype}")
+
+
+def check_pair(kind: str, names: str, hx: object) -> None:
+    """Raise what torch's ``lstm`` and ``lstm_cell`` (``kind``) do unless ``hx`` is two Tensors."""
+    if not isinstance(hx, (tuple, list)):
+        raise TypeError(f"hx must be a pair {names}, got {described(hx)}")
+    for i, state in enumerate(hx):
+        check_is_tensor(f"hx[{i}]", state)
+    if len(hx) != 2:
+        raise RuntimeError(f"{kind} expects two hidden states, got {len(hx)}")
+
+
+def wrong_tokens(input: Tensor, dtype: torch.dtype) -> str:
+    """Words for integer ``input`` of other dimensions than token ids have."""
+    return (
+        f"input has dtype {input.dtype} and {input.dim()} dimensions, but integer input is token"
+        " ids, of 2 dimensions, or of 1 if packed or without a batch. Convert features to floating"
+        f" point: input.to({dtype})"
+    )
+
+
 def other_device(kind: str, input: Tensor, other: Tensor) -> str:
     """torch.nn's words for a hidden or parameter tensor ``other`` that is not where ``input`` is."""
     return (

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from fastlstm import autograd
 from fastlstm._extension import _C
 from fastlstm.embedding import filler_of, looked_up, opened, without_gradient_of_padding
-from fastlstm.plain import is_plain
+from fastlstm.plain import check_is_number, check_is_tensor, check_pair, is_plain, wrong_tokens
 from fastlstm.precision import Precision, precision_of
 from fastlstm.reference import LSTMStates, RNNStates
 
@@ -22,6 +22,7 @@ Weights = Sequence[Sequence[Tensor | None]]
 
 _PROXY = torch._C._TorchDispatchModeKey.PROXY
 _WEIGHT_NAMES = ("w_ih", "w_hh", "b_ih", "b_hh", "w_hr")
+_REQUIRED_WEIGHTS = _WEIGHT_NAMES[:2]
 
 
 class StackResult(NamedTuple):
@@ -88,13 +89,12 @@ def run_stack(
         raise ValueError(
             f"weights must hold {directions} entries a layer, got {len(weights)} entries"
         )
-    if not input.is_meta:
-        _check_weights_are_real(weights, input.device)
+    _check_weights(weights, input)
     w_ih = weights[0][0]
     precision = precision_of(w_ih)
     table, module = (None, None) if embedding is None else opened(embedding)
     is_tokens = _check_input(input, embedding, table, w_ih, precision)
-    layout = _layout_of(input, is_tokens, batch_first, batch_sizes)
+    layout = _layout_of(input, is_tokens, batch_first, batch_sizes, w_ih.dtype)
     x = layout.enter(input.long() if is_tokens else input)
     if lengths is not None or reset is not None:
         if batch_sizes is not None:
@@ -196,12 +196,16 @@ def _five_weights(mode: str, entry: Sequence[Tensor | None]) -> tuple[Tensor | N
     raise ValueError(f"each entry of weights must hold {expected} tensors, got {len(entry)}")
 
 
-def _check_weights_are_real(weights: Weights, device: torch.device) -> None:
+def _check_weights(weights: Weights, input: Tensor) -> None:
     # With a meta tensor among its arguments an operator computes shapes, and no kernel looks.
+    input_is_meta = input.is_meta
     for entry in weights:
         for name, t in zip(_WEIGHT_NAMES, entry, strict=True):
-            if t is not None and t.is_meta:
-                raise RuntimeError(f"{name} must be on device {device}, got {t.device}")
+            if t is None and name not in _REQUIRED_WEIGHTS:
+                continue
+            check_is_tensor(name, t)
+            if t.is_meta and not input_is_meta:
+                raise RuntimeError(f"{name} must be on device {input.device}, got {t.device}")
 
 
 def _check_input(
@@ -212,10 +216,7 @@ def _check_input(
     precision: Precision,
 ) -> bool:
     """Return whether ``input`` holds token ids."""
-    if input.dtype == torch.bool or input.is_complex():
-        raise TypeError(
-            f"input must be a floating-point tensor or integer token ids, got {input.dtype}"
-        )
+    check_is_number(input, "a floating-point tensor or integer token ids")
     is_tokens = not input.is_floating_point()
     if embedding is None:
         return is_tokens
@@ -239,19 +240,23 @@ def _check_embedding(rows: Tensor, input: Tensor, w_ih: Tensor, precision: Preci
 
 
 def _layout_of(
-    input: Tensor, is_tokens: bool, batch_first: bool, batch_sizes: Tensor | None
+    input: Tensor,
+    is_tokens: bool,
+    batch_first: bool,
+    batch_sizes: Tensor | None,
+    dtype: torch.dtype,
 ) -> _Layout:
     dim = input.dim() + is_tokens  # as if tokens were the one-hot vectors they stand for
     if batch_sizes is not None:
         if dim != 2:
-            raise RuntimeError(
-                f"input must have {2 - is_tokens} dimensions with batch_sizes, got {input.dim()}"
-            )
+            if is_tokens:
+                raise RuntimeError(wrong_tokens(input, dtype))
+            raise RuntimeError(f"input must have 2 dimensions with batch_sizes, got {input.dim()}")
         return _Layout(is_batched=True, batch_first=False)
     if dim not in (2, 3):
-        raise RuntimeError(
-            f"input must have {2 - is_tokens} or {3 - is_tokens} dimensions, got {input.dim()}"
-        )
+        if is_tokens:
+            raise RuntimeError(wrong_tokens(input, dtype))
+        raise RuntimeError(f"input must have 2 or 3 dimensions, got {input.dim()}")
     return _Layout(is_batched=dim == 3, batch_first=batch_first and dim == 3)
 
 
@@ -315,10 +320,7 @@ def _as_states(
         return None, None
     if mode != "LSTM":
         return _as_state("h0", hx, count, layout, device), None
-    if isinstance(hx, Tensor):
-        raise TypeError("hx must be a pair (h0, c0), got a Tensor")
-    if len(hx) != 2:
-        raise RuntimeError(f"lstm expects two hidden states, got {len(hx)}")
+    check_pair("lstm", "(h0, c0)", hx)
     return (
         _as_state("h0", hx[0], count, layout, device),
         _as_state("c0", hx[1], count, layout, device),
@@ -328,6 +330,7 @@ def _as_states(
 def _as_state(
     name: str, state: Tensor, count: int, layout: _Layout, device: torch.device
 ) -> Tensor:
+    check_is_tensor(name, state)
     if state.device != device:
         raise RuntimeError(f"{name} must be on device {device}, got {state.device}")
     if state.dim() != 2 + layout.is_batched or state.size(0) != count:

@@ -22,18 +22,44 @@ def tokens(*shape: int) -> Tensor:
 PACKED = pack_sequence([x(3, 10), x(2, 10)])
 
 
-def test_bool_input() -> None:
-    with pytest.raises(TypeError, match="bool"):
-        fastlstm.LSTM(10, 20)(tokens().bool())
-    with pytest.raises(TypeError, match="bool"):
-        fastlstm.GRU(10, 20)(tokens().bool(), embedding=x(7, 10))
+@kinds
+@pytest.mark.parametrize("shape", [(5,), (5, 3), (5, 3, 10)], ids=["1d", "2d", "3d"])
+@pytest.mark.parametrize("dtype", [torch.bool, torch.complex64], ids=["bool", "complex"])
+def test_boolean_or_complex_input_is_a_type_error(kind: str, shape, dtype) -> None:
+    module = build(fastlstm, kind, 10, 20)
+    input = torch.zeros(shape, dtype=dtype)
+    words = f"input must be a floating-point tensor or integer token ids, got {dtype}"
+    state = x(1, 3, 20)
+    for hx in (None, (state, state) if kind == "LSTM" else state):
+        with pytest.raises(TypeError, match=words):
+            module(input, hx)
+    with pytest.raises(TypeError, match=words):
+        module(PackedSequence(input, torch.tensor([2, 2, 1])))
+    with pytest.raises(TypeError, match=words):
+        module(input, embedding=x(7, 10))
+    with pytest.raises(TypeError, match=words):
+        fastlstm.functional.rnn(input, None, [(x(20, 10), x(20, 20))])
 
 
 @pytest.mark.parametrize("shape", [(), (5, 3, 10)], ids=["0d", "3d"])
-def test_token_dimensions(shape: tuple[int, ...]) -> None:
-    ids = torch.zeros(shape, dtype=torch.int64)
-    with pytest.raises(ValueError, match=rf"got {len(shape)}"):
-        fastlstm.LSTM(10, 20)(ids)
+def test_integer_features_are_told_from_tokens(shape: tuple[int, ...]) -> None:
+    """Whoever gives features as integers hears that these are taken for tokens, and what to do."""
+    features = torch.zeros(shape, dtype=torch.int64)
+    words = (
+        rf"input has dtype torch.int64 and {len(shape)} dimensions, but integer input is token ids"
+        r".*input\.to\(torch.float32\)"
+    )
+    with pytest.raises(ValueError, match=words):
+        fastlstm.LSTM(10, 20)(features)
+    sizes = torch.tensor([2, 2, 1])
+    with pytest.raises(RuntimeError, match=words):
+        fastlstm.LSTM(10, 20)(PackedSequence(features, sizes))
+    with pytest.raises(ValueError, match=words):
+        fastlstm.GRU(10, 20)(PackedSequence(features, sizes))
+    with pytest.raises(RuntimeError, match=words):
+        fastlstm.functional.lstm(features, None, [W])
+    with pytest.raises(RuntimeError, match=words):
+        fastlstm.functional.lstm(features, None, [W], batch_sizes=sizes)
 
 
 @pytest.mark.parametrize(
@@ -80,6 +106,18 @@ def test_token_range(ids: Tensor, table: Tensor | None, bad: int, last: int, for
 def test_embedding(kind: str, table: Tensor) -> None:
     with pytest.raises(RuntimeError, match="embedding"):
         build(fastlstm, kind, 10, 20)(tokens(), embedding=table)
+
+
+@kinds
+@pytest.mark.parametrize(
+    "table", [x(7, 10).numpy(), x(7, 10).tolist(), "weight", 7], ids=["array", "list", "str", "int"]
+)
+def test_embedding_that_is_no_tensor(kind: str, table: object) -> None:
+    words = f"embedding must be a Tensor, got {type(table).__name__}"
+    with pytest.raises(TypeError, match=words):
+        build(fastlstm, kind, 10, 20)(tokens(), embedding=table)
+    with pytest.raises(TypeError, match=words):
+        fastlstm.functional.lstm(tokens(), None, [W], embedding=table)
 
 
 def test_embedding_with_float_input() -> None:
@@ -189,6 +227,9 @@ BAD = (TypeError, ValueError, RuntimeError, IndexError)
         [(W[0], x(80, 5), *W[2:], x(5, 21))],
         [(W[0], x(80, 5), *W[2:], x(6, 20))],
         [(*W, x(20, 20), None)],
+        [(None, *W[1:])],
+        [(W[0], None, *W[2:])],
+        [(*W[:3], 3)],
     ],
     ids=[
         "none",
@@ -207,6 +248,9 @@ BAD = (TypeError, ValueError, RuntimeError, IndexError)
         "w_hr_columns",
         "w_hr_rows",
         "six_weights",
+        "w_ih_none",
+        "w_hh_none",
+        "b_hh_number",
     ],
 )
 def test_functional_weights(weights: list[tuple[Tensor, ...]]) -> None:
@@ -249,6 +293,8 @@ def state(*shape: int) -> tuple[Tensor, Tensor]:
         ("state_dtype", x(), tuple(s.double() for s in state(1, 3, 20)), RuntimeError),
         ("state_device", x(), tuple(s.to("meta") for s in state(1, 3, 20)), RuntimeError),
         ("one_state", x(), (x(1, 3, 20),), RuntimeError),
+        ("state_none", x(), (x(1, 3, 20), None), TypeError),
+        ("state_dict", x(), {0: x(1, 3, 20), 1: x(1, 3, 20)}, TypeError),
         ("state_tensor", x(), x(2, 1, 3, 20), TypeError),
         ("tokens", tokens() + 10, None, IndexError),
         ("bool", tokens().bool(), None, TypeError),
