@@ -27,7 +27,12 @@ class RecurrentBase(nn.RNNBase):
 
     torch.nn keeps a list of the weights beside the parameters, which goes stale when one of them is
     replaced (weight_norm, parametrize, weight drop, functional_call). Here there is no such list.
+    Programs that assign to it find what they expect: an entry of ``_flat_weights`` is used in place
+    of the weight of that name, until another weight gets the name or the module is moved or cast.
     """
+
+    # By name, the weight that an entry of _flat_weights was assigned in place of, and the entry.
+    _assigned: dict[str, tuple[Tensor | None, Tensor | None]] | None = None
 
     def flatten_parameters(self) -> None:
         """Do nothing: the kernels read every parameter where it is."""
@@ -59,7 +64,7 @@ class RecurrentBase(nn.RNNBase):
             )
 
     def _dtype(self) -> torch.dtype:
-        return self._weight(self._flat_weights_names[0]).dtype
+        return self._weights_in_use()[0].dtype
 
     def _weight(self, name: str) -> Tensor | None:
         # Where a parameter is still one, past __getattr__, which searches three places first.
@@ -96,7 +101,11 @@ class RecurrentBase(nn.RNNBase):
                 return self._run(x, hx, lengths, reset, embedding, return_states)
 
             return run_padded(run, input, embedding, lengths, reset, self.batch_first)
-        weights = [[self._weight(name) for name in names] for names in self._all_weights]
+        if self._assigned:
+            flat = iter(self._weights_in_use())
+            weights = [[next(flat) for _ in names] for names in self._all_weights]
+        else:
+            weights = [[self._weight(name) for name in names] for names in self._all_weights]
         options = (
             self.batch_first,
             self.bidirectional,
@@ -205,22 +214,45 @@ class RecurrentBase(nn.RNNBase):
     def _unsqueezed(self, hx: Tensor) -> Tensor:
         return hx.unsqueeze(1)
 
-    @property
-    def _flat_weights(self) -> list[Tensor | None]:
+    def _named_weights(self) -> list[Tensor | None]:
         return [getattr(self, name, None) for name in self._flat_weights_names]
 
+    def _weights_in_use(self) -> list[Tensor | None]:
+        weights = self._named_weights()
+        if self._assigned:
+            for i, name in enumerate(self._flat_weights_names):
+                named, entry = self._assigned.get(name, (None, None))
+                if name in self._assigned and named is weights[i]:
+                    weights[i] = entry
+        return weights
+
+    @property
+    def _flat_weights(self) -> list[Tensor | None]:
+        return _FlatWeights(self, self._weights_in_use())
+
     @_flat_weights.setter
-    def _flat_weights(self, value) -> None:
-        pass
+    def _flat_weights(self, value: Sequence[Tensor | None]) -> None:
+        names = self._flat_weights_names
+        if len(value) != len(names):
+            raise ValueError(f"_flat_weights must have {len(names)} entries, got {len(value)}")
+        self._assigned = {
+            name: (named, entry)
+            for name, named, entry in zip(names, self._named_weights(), value, strict=True)
+            if entry is not named
+        }
 
     def _init_flat_weights(self) -> None:
-        pass
+        self._assigned = None
 
     def _update_flat_weights(self) -> None:
         pass
 
     def __setattr__(self, name, value) -> None:
         nn.Module.__setattr__(self, name, value)
+        assigned = self.__dict__.get("_assigned")
+        if assigned and name in assigned:
+            # Another dict: replicas of DataParallel share this one.
+            self._assigned = {n: v for n, v in assigned.items() if n != name}
 
     def _replicate_for_data_parallel(self):
         return nn.Module._replicate_for_data_parallel(self)
@@ -229,8 +261,33 @@ class RecurrentBase(nn.RNNBase):
         # What torch.nn pickles, so that either class can be made from the other's state.
         state = self.__dict__.copy()
         state.pop("_flat_weight_refs", None)
-        state["_flat_weights"] = self._flat_weights
+        state.pop("_assigned", None)
+        state["_flat_weights"] = self._named_weights()
         return state
 
     def __setstate__(self, state) -> None:
         super().__setstate__({name: v for name, v in state.items() if name != "_flat_weights"})
+
+
+class _FlatWeights(list):
+    """The weights in use, in a list like torch.nn's: what is assigned to an entry is used instead."""
+
+    def __init__(self, module: RecurrentBase, weights: list[Tensor | None]) -> None:
+        super().__init__(weights)
+        self._module = module
+
+    def __setitem__(self, index, value) -> None:
+        super().__setitem__(index, value)
+        self._module._flat_weights = self
+
+    def _refuse(self, *_, **__):
+        raise TypeError(
+            "_flat_weights has one entry for each name of _flat_weights_names, in that order:"
+            " assign to an entry, or a list as long to _flat_weights"
+        )
+
+    append = extend = insert = pop = remove = clear = sort = reverse = _refuse
+    __delitem__ = __iadd__ = __imul__ = _refuse
+
+    def __reduce__(self):
+        return list, (list(self),)

@@ -99,6 +99,7 @@ def _set_class(module: nn.Module, cls: type[nn.Module]) -> None:
         # Beside the parameters torch.nn keeps a list of them, which the state must hold afresh.
         state["_flat_weights"] = [getattr(module, n, None) for n in module._flat_weights_names]
         state.pop("_flat_weight_refs", None)
+        state.pop("_assigned", None)
     module.__class__ = cls
     module.__dict__.clear()
     module.__setstate__(state)
