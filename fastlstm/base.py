@@ -120,7 +120,7 @@ class RecurrentBase(nn.RNNBase):
         result, refusal = None, None
         if is_plain(input):
             try:
-                if weights[0][0].is_cpu:
+                if not weights[0][0].is_cuda:
                     result = run_stack(self.mode, input, hx, weights, *options)
             except REFUSED as error:
                 refusal = error

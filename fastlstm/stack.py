@@ -5,15 +5,17 @@ lengths), which may not be looked at while a graph is being captured.
 """
 
 from collections.abc import Sequence
+from functools import partial
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fastlstm import autograd
+from fastlstm import autograd, per_sample
 from fastlstm._extension import _C
 from fastlstm.embedding import filler_of, looked_up, opened, without_gradient_of_padding
+from fastlstm.per_sample import ExpandedWeight
 from fastlstm.plain import check_is_number, check_is_tensor, check_pair, is_plain, wrong_tokens
 from fastlstm.precision import Precision, precision_of
 from fastlstm.reference import LSTMStates, RNNStates
@@ -89,7 +91,10 @@ def run_stack(
         raise ValueError(
             f"weights must hold {directions} entries a layer, got {len(weights)} entries"
         )
-    _check_weights(weights, input)
+    owners = None
+    if _check_weights(weights, input):
+        owners = weights
+        weights = [tuple(map(per_sample.unwrapped, entry)) for entry in owners]
     w_ih = weights[0][0]
     precision = precision_of(w_ih)
     table, module = (None, None) if embedding is None else opened(embedding)
@@ -103,7 +108,10 @@ def run_stack(
         reset = _as_reset(reset, x, layout)
     if is_tokens and lengths is not None:
         x = _without_padding(x, lengths, filler_of(module))
-    if embedding is not None:
+    if type(table) is ExpandedWeight:
+        padding_idx = None if module is None else module.padding_idx
+        x, table, is_tokens = per_sample.looked_up(x, table, padding_idx), None, False
+    elif embedding is not None:
         if table is None or _table_is_larger(x, table):
             x = looked_up(x, table, module, w_ih.size(1), layout)
             _check_embedding(x, input, w_ih, precision)
@@ -128,7 +136,10 @@ def run_stack(
     h, c, h_n, c_n = [], [], [], []
     for layer in range(layers):
         first = layer * directions
-        x, layer_c, last_h, last_c = autograd.layer(
+        run = autograd.layer
+        if owners is not None:
+            run = partial(per_sample.layer, owners[first : first + directions])
+        x, layer_c, last_h, last_c = run(
             mode,
             x,
             _part(h0, first, directions),
@@ -196,16 +207,21 @@ def _five_weights(mode: str, entry: Sequence[Tensor | None]) -> tuple[Tensor | N
     raise ValueError(f"each entry of weights must hold {expected} tensors, got {len(entry)}")
 
 
-def _check_weights(weights: Weights, input: Tensor) -> None:
+def _check_weights(weights: Weights, input: Tensor) -> bool:
+    """Return whether some of them are expanded, see per_sample.py."""
+    is_expanded = False
     # With a meta tensor among its arguments an operator computes shapes, and no kernel looks.
     input_is_meta = input.is_meta
     for entry in weights:
         for name, t in zip(_WEIGHT_NAMES, entry, strict=True):
-            if t is None and name not in _REQUIRED_WEIGHTS:
-                continue
-            check_is_tensor(name, t)
-            if t.is_meta and not input_is_meta:
-                raise RuntimeError(f"{name} must be on device {input.device}, got {t.device}")
+            if type(t) is ExpandedWeight:
+                is_expanded = True
+            elif isinstance(t, Tensor):
+                if t.is_meta and not input_is_meta:
+                    raise RuntimeError(f"{name} must be on device {input.device}, got {t.device}")
+            elif t is not None or name in _REQUIRED_WEIGHTS:
+                check_is_tensor(name, t)
+    return is_expanded
 
 
 def _check_input(
@@ -224,6 +240,7 @@ def _check_input(
         raise TypeError(f"embedding goes with integer input, got input of dtype {input.dtype}")
     if table is None:  # its rows are checked when they are there
         return is_tokens
+    table = per_sample.unwrapped(table)
     _check_embedding(table, input, w_ih, precision)
     if table.dim() != 2 or table.size(1) != w_ih.size(1):
         raise RuntimeError(
