@@ -64,12 +64,21 @@ class RecurrentBase(nn.RNNBase):
             )
 
     def _dtype(self) -> torch.dtype:
-        return self._weights_in_use()[0].dtype
+        # Not all of them: to read a parametrized one may change it (spectral_norm).
+        if self._assigned:
+            return self._weights_in_use()[0].dtype
+        return self._weight(self._flat_weights_names[0]).dtype
 
     def _weight(self, name: str) -> Tensor | None:
         # Where a parameter is still one, past __getattr__, which searches three places first.
         parameters = self._parameters
         return parameters[name] if name in parameters else getattr(self, name)
+
+    def _weights_by_layer(self) -> list[list[Tensor | None]]:
+        if not self._assigned:
+            return [[self._weight(name) for name in names] for names in self._all_weights]
+        flat = iter(self._weights_in_use())
+        return [[next(flat) for _ in names] for names in self._all_weights]
 
     def _run(
         self,
@@ -101,11 +110,7 @@ class RecurrentBase(nn.RNNBase):
                 return self._run(x, hx, lengths, reset, embedding, return_states)
 
             return run_padded(run, input, embedding, lengths, reset, self.batch_first)
-        if self._assigned:
-            flat = iter(self._weights_in_use())
-            weights = [[next(flat) for _ in names] for names in self._all_weights]
-        else:
-            weights = [[self._weight(name) for name in names] for names in self._all_weights]
+        weights = self._weights_by_layer()
         options = (
             self.batch_first,
             self.bidirectional,
@@ -148,7 +153,7 @@ class RecurrentBase(nn.RNNBase):
         return getattr(functional, self.mode.partition("_")[0].lower())(
             input,
             hx,
-            [[self._weight(name) for name in names] for names in self._all_weights],
+            self._weights_by_layer(),
             batch_first=self.batch_first,
             bidirectional=self.bidirectional,
             dropout=self.dropout,
@@ -170,6 +175,9 @@ class RecurrentBase(nn.RNNBase):
             if weight is not None:  # a bias may be; of the others run_stack knows
                 check_is_tensor(name, weight)
         check_is_number(input, "a floating-point tensor or integer token ids")
+        for state in (hx,) if isinstance(hx, Tensor) else hx or ():
+            if isinstance(state, Tensor) and state.is_nested:
+                raise RuntimeError(f"hx must not be a nested tensor, got layout {state.layout}")
         is_batched = True
         if batch_sizes is None:
             dim, low = input.dim(), 2 - _is_tokens(input)
@@ -218,12 +226,10 @@ class RecurrentBase(nn.RNNBase):
         return [getattr(self, name, None) for name in self._flat_weights_names]
 
     def _weights_in_use(self) -> list[Tensor | None]:
-        weights = self._named_weights()
-        if self._assigned:
-            for i, name in enumerate(self._flat_weights_names):
-                named, entry = self._assigned.get(name, (None, None))
-                if name in self._assigned and named is weights[i]:
-                    weights[i] = entry
+        weights, assigned = self._named_weights(), self._assigned or {}
+        for i, name in enumerate(self._flat_weights_names):
+            if name in assigned and assigned[name][0] is weights[i]:
+                weights[i] = assigned[name][1]
         return weights
 
     @property

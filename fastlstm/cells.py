@@ -107,12 +107,12 @@ class _Cell(nn.RNNCellBase):
             if not is_batched and len(states) < 2:
                 raise IndexError(f"hx must be a pair (h, c), got {described(hx)}")
             check_pair("lstm_cell", "(h, c)", hx)
-        w_ih, w_hh, *biases = self._weights()
-        check_is_tensor("weight_ih", w_ih)
-        check_is_tensor("weight_hh", w_hh)
-        biases = [b for b in biases if b is not None]
-        for bias in biases:
-            check_is_tensor("bias", bias)
+        names = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
+        named = zip(names, self._weights(), strict=True)
+        weights = {n: w for n, w in named if w is not None or n.startswith("weight")}
+        for name, weight in weights.items():
+            check_is_tensor(name, weight)
+        w_ih, w_hh = weights["weight_ih"], weights["weight_hh"]
         x = input if is_batched else input.unsqueeze(0)
         if x.size(1) != w_ih.size(1):
             raise RuntimeError(
@@ -135,7 +135,7 @@ class _Cell(nn.RNNCellBase):
                 )
             if h.device != x.device:
                 raise RuntimeError(other_device("hidden", x, h))
-        for weight in (w_ih, w_hh, *biases):
+        for weight in weights.values():
             if weight.device != x.device:
                 raise RuntimeError(other_device("parameter", x, weight))
 

@@ -44,8 +44,8 @@ def check_is_tensor(name: str, value: object) -> None:
 
 
 def check_is_number(input: Tensor, expected: str) -> None:
-    """Raise TypeError if ``input`` is boolean or complex, of which no module can make sense."""
-    if input.dtype == torch.bool or input.is_complex():
+    """Raise TypeError if ``input`` is boolean, complex or quantized: no module makes sense of it."""
+    if input.dtype == torch.bool or input.is_complex() or input.is_quantized:
         raise TypeError(f"input must be {expected}, got {input.dtype}")
 
 

@@ -113,7 +113,7 @@ def test_embedding(kind: str, table: Tensor) -> None:
     "table", [x(7, 10).numpy(), x(7, 10).tolist(), "weight", 7], ids=["array", "list", "str", "int"]
 )
 def test_embedding_that_is_no_tensor(kind: str, table: object) -> None:
-    words = f"embedding must be a Tensor, got {type(table).__name__}"
+    words = f"embedding must be a Tensor.* got {type(table).__name__}$"
     with pytest.raises(TypeError, match=words):
         build(fastlstm, kind, 10, 20)(tokens(), embedding=table)
     with pytest.raises(TypeError, match=words):

@@ -295,6 +295,18 @@ def test_tied_biases(kind: str) -> None:
 
 
 @kinds
+@pytest.mark.parametrize("name", ["bias_ih_l0", "bias_hh_l0"])
+def test_a_bias_of_none_stands_for_zeros(kind: str, name: str) -> None:
+    mine, _ = pair(kind, 5, 4)
+    x = randn(6, 3, 5)
+    with torch.no_grad():
+        getattr(mine, name).zero_()
+        expected = mine(x)[0]
+        setattr(mine, name, None)
+        assert torch.equal(mine(x)[0], expected)
+
+
+@kinds
 def test_frozen_weights(kind: str) -> None:
     mine, theirs = pair(kind, 5, 4, 2)
     x, grads = randn(6, 3, 5), []
