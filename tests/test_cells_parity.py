@@ -155,6 +155,26 @@ def test_only_some_inputs_need_a_gradient(case: Cell) -> None:
         assert_same(some, {name: everything[name] for name in some})
 
 
+@pytest.mark.paths
+@pytest.mark.parametrize("solver", [ours, plain], ids=["ours", "plain"])
+@pytest.mark.parametrize("absent", ["b_ih", "b_hh"])
+@cells((7, 4, 17))
+def test_one_bias_without_the_other(
+    case: Cell, absent: str, solver: Callable[[Cell, Values], Values]
+) -> None:
+    """The one that is None is like zeros."""
+    values = case.problem(torch.float32)
+    values[absent].zero_()
+    wanted = [n for n in values if n != absent]
+
+    def with_one(case: Cell, values: Values) -> Values:
+        return solver(case, values | {absent: None})
+
+    for cotangents in (case.cotangents(torch.float32), None):
+        expected = solve(solver, case, values, cotangents, wanted)
+        assert_same(solve(with_one, case, values, cotangents, wanted), expected)
+
+
 @pytest.mark.parametrize("output", ["h", "c"])
 def test_gradient_of_one_output_of_the_lstm_cell(output: str) -> None:
     case = Cell("LSTM", 7, 4, 17)

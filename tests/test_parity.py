@@ -1,12 +1,13 @@
 """lstm, gru and rnn of fastlstm.functional against torch.nn, in the sizes that break kernels."""
 
+from collections.abc import Callable
 from dataclasses import replace
 from itertools import combinations
 
 import pytest
 import torch
 from error_rule import assert_parity, assert_same
-from helpers import GATES, MODES, OUTPUTS, Case, Values, cases, dtypes, modes, ours, solve
+from helpers import GATES, MODES, OUTPUTS, Case, Values, cases, dtypes, modes, ours, plain, solve
 
 # Around the tile: 6 rows, 16 or 8 or 1 lanes, and sizes that are a multiple of nothing.
 SMALL = Case(5, 7, 4, 17)
@@ -192,6 +193,30 @@ def test_gru_keeps_its_biases_apart(bias: bool) -> None:
         b_ih, b_hh = found["grad b_ih_0"], found["grad b_hh_0"]
         torch.testing.assert_close(b_ih[: 2 * case.H], b_hh[: 2 * case.H])
         assert (b_ih[2 * case.H :] != b_hh[2 * case.H :]).any()
+
+
+@pytest.mark.paths
+@pytest.mark.parametrize("solver", [ours, plain], ids=["ours", "plain"])
+@pytest.mark.parametrize("absent", ["b_ih", "b_hh"])
+@cases(
+    *(replace(SMALL, mode=mode, layers=2, bidirectional=True) for mode in MODES),
+    replace(SMALL, proj_size=9),
+)
+def test_one_bias_without_the_other(
+    case: Case, absent: str, solver: Callable[[Case, Values], Values]
+) -> None:
+    """The one that is None is like zeros."""
+    values = case.problem(torch.float32)
+    missing = [n for n in values if n.startswith(absent)]
+    values |= {n: torch.zeros_like(values[n]) for n in missing}
+    wanted = [n for n in values if n not in missing]
+
+    def with_one(case: Case, values: Values) -> Values:
+        return solver(case, values | dict.fromkeys(missing))
+
+    for cotangents in (case.cotangents(torch.float32), None):
+        expected = solve(solver, case, values, cotangents, wanted)
+        assert_same(solve(with_one, case, values, cotangents, wanted), expected)
 
 
 @modes
