@@ -102,6 +102,25 @@ def test_lengths_that_end_within_and_between_chunks(case: Case) -> None:
         assert_parity(replace(case, **options), torch.float32)
 
 
+@pytest.mark.parametrize("longest", [5, 20])
+@cases(Case(40, 300, 3, 100, bidirectional=True), modes=MODES)
+def test_chunks_behind_the_longest_row_do_not_matter(case: Case, longest: int) -> None:
+    """Chunks of 8 steps, of an RNN 20: there are several, and the last ones have nothing to do."""
+    case = replace(case, lengths=tuple(5 * n % (longest + 1) for n in range(case.N)))
+    values, cotangents = case.problem(torch.float32), case.cotangents(torch.float32)
+    short = replace(case, T=8 if longest == 5 else 24)
+    short_values = values | {"x": values["x"][: short.T]}
+    short_cotangents = cotangents | {"output": cotangents["output"][: short.T]}
+    expected = solve(ours, short, short_values, short_cotangents)
+    # What nobody writes is NaN.
+    torch.use_deterministic_algorithms(True)
+    found = solve(ours, case, values, cotangents)
+    for name in ("output", "grad x"):
+        assert not found[name][short.T :].any(), name
+        found[name] = found[name][: short.T]
+    assert_same(found, expected)
+
+
 @pytest.mark.paths
 @cases(
     Case(9, 7, 4, 17, lengths=SORTED),
@@ -251,6 +270,24 @@ def test_reset_at_the_first_step_discards_the_initial_state(case: Case) -> None:
     )
     assert torch.equal(found["output"][..., case.H :], expected["output"][..., case.H :])
     assert not torch.equal(found["output"][..., : case.H], expected["output"][..., : case.H])
+
+
+@cases(
+    Case(4, 7, 4, 17, reset=0.4, bidirectional=True),
+    Case(4, 7, 4, 17, reset=0.4, lengths=(2, 4, 0, 1, 4, 3, 1)),
+    Case(4, 7, 4, 17, lengths=(2, 4, 0, 1, 4, 3, 1), bidirectional=True),
+    Case(4, 7, 4, 17, lengths=(4, 4, 3, 2, 2, 1, 1), packed=True, bidirectional=True),
+    modes=MODES,
+)
+def test_only_some_inputs_need_a_gradient(case: Case) -> None:
+    values, cotangents = case.problem(torch.float32), case.cotangents(torch.float32)
+    if "reset" in values:
+        # The state before it has no gradient, whoever else needs one.
+        values["reset"][0, 1:4] = True
+    everything = solve(ours, case, values, cotangents)
+    for wanted in (n for n, v in values.items() if v.is_floating_point()):
+        some = solve(ours, case, values, cotangents, [wanted])
+        assert_same(some, {name: everything[name] for name in some})
 
 
 @cases(Case(6, 5, 4, 17, bidirectional=True), modes=MODES)

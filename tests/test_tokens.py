@@ -1,5 +1,6 @@
 """Integer input: one-hot vectors, or rows of an embedding."""
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
@@ -19,7 +20,9 @@ from helpers import (
     theirs,
     with_tokens,
 )
+from test_layouts import layouts
 from test_parity import chunked
+from torch import Tensor
 
 
 def theirs_on_one_hot(case: Case, values: Values) -> Values:
@@ -37,7 +40,7 @@ token_cases = cases(
     Case(9, 6, 65, 33, batch_first=True),
     Case(5, 3, 11, 18, layers=2, bidirectional=True),
     Case(5, 3, 4, 17, bias=False, state=False),
-    Case(5, 4, 4, 17, bidirectional=True, lengths=(2, 5, 0, 1)),
+    Case(5, 4, 4, 17, bidirectional=True, lengths=(2, 0, 5, 1)),
     Case(5, 4, 4, 17, bidirectional=True, lengths=(5, 3, 3, 1), packed=True),
     modes=MODES,
 )
@@ -86,7 +89,7 @@ def test_token_ids_in_float64(case: Case) -> None:
 @pytest.mark.parametrize("embed", [False, True], ids=["one_hot", "embedding"])
 @cases(
     Case(5, 4, 6, 17, proj_size=5),
-    Case(5, 4, 6, 17, proj_size=5, layers=2, bidirectional=True, lengths=(2, 5, 0, 1)),
+    Case(5, 4, 6, 17, proj_size=5, layers=2, bidirectional=True, lengths=(2, 0, 5, 1)),
 )
 def test_token_ids_with_a_projection(case: Case, embed: bool) -> None:
     def change(values: Values) -> Values:
@@ -192,6 +195,37 @@ def test_token_ids_of_any_layout(case: Case, layout: str, embed: bool) -> None:
     cotangents = case.cotangents(torch.float32)
     expected = solve(ours, case, values | {"x": odd.contiguous()}, cotangents)
     assert_same(solve(ours, case, values | {"x": odd}, cotangents), expected)
+
+
+@layouts
+@cases(
+    Case(5, 7, 6, 17),
+    Case(5, 7, 6, 17, mode="GRU", bidirectional=True),
+    Case(5, 7, 6, 17, lengths=(3, 1, 5, 0, 2, 5, 4)),
+)
+def test_embedding_of_any_layout(case: Case, layout: Callable[[Tensor], Tensor]) -> None:
+    # Of fewer rows than there are tokens: it is projected whole.
+    values = with_tokens(case, case.problem(torch.float32), 9)
+    cotangents = case.cotangents(torch.float32)
+    odd = layout(torch.randn(9, 6))
+    expected = solve(ours, case, values | {"embedding": odd.contiguous()}, cotangents)
+    assert_same(solve(ours, case, values | {"embedding": odd}, cotangents), expected)
+
+
+@pytest.mark.parametrize("embed", [False, True], ids=["one_hot", "embedding"])
+@cases(
+    Case(5, 4, 9, 17),
+    Case(5, 4, 9, 17, bidirectional=True, lengths=(2, 0, 5, 1)),
+    modes=MODES,
+)
+def test_only_some_inputs_need_a_gradient(case: Case, embed: bool) -> None:
+    values = with_tokens(case, case.problem(torch.float32), 9)
+    values |= {"embedding": torch.randn(9, 9)} if embed else {}
+    cotangents = case.cotangents(torch.float32)
+    everything = solve(ours, case, values, cotangents)
+    for wanted in (n for n, v in values.items() if v.is_floating_point()):
+        some = solve(ours, case, values, cotangents, [wanted])
+        assert_same(some, {name: everything[name] for name in some})
 
 
 @pytest.mark.parametrize(("T", "N"), [(0, 3), (4, 0)], ids=["T0", "N0"])
