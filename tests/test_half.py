@@ -60,7 +60,7 @@ def test_error(kind: str, dtype: torch.dtype, options: dict) -> None:
 @kinds
 @half_dtypes
 def test_error_of_packed(kind: str, dtype: torch.dtype) -> None:
-    packed = pack_padded_sequence(torch.zeros(9, 3, 5), [4, 9, 1], enforce_sorted=False)
+    packed = pack_padded_sequence(torch.zeros(9, 3, 5), [4, 1, 9], enforce_sorted=False)
     assert_error(kind, dtype, {"bidirectional": True}, packed, 3)
 
 
@@ -74,7 +74,7 @@ def test_error_of_a_projection(dtype: torch.dtype) -> None:
 @half_dtypes
 def test_states_and_lengths(kind: str, dtype: torch.dtype) -> None:
     module = build(fastlstm, kind, 5, 17, 2, dtype=dtype)
-    x, lengths = torch.randn(9, 3, 5).to(dtype), [4, 9, 1]
+    x, lengths = torch.randn(9, 3, 5).to(dtype), [4, 1, 9]
     output, hidden, states = module(x, state_for(module, 3), lengths=lengths, return_states=True)
     assert {t.dtype for t in flat((output, hidden, tuple(states)))} == {dtype}
     assert torch.equal(states.h[1], output)
@@ -114,6 +114,61 @@ def test_gradients_of_bfloat16_are_summed_in_float32(kind: str) -> None:
     module.zero_grad()
     module(x[:, :1])[0].float().sum().backward()
     torch.testing.assert_close(gradient, 2048 * module.bias_ih_l0.grad)
+
+
+has_bfloat16_products = pytest.mark.skipif(
+    fastlstm.cpu_capability() != "AVX512" or not torch.cpu._is_avx512_bf16_supported(),
+    reason="without AVX512-BF16, operands are not rounded",
+)
+
+
+@has_bfloat16_products
+def test_bfloat16_operands_are_rounded_to_nearest_even() -> None:
+    """With W_hh the identity, and no input, h of a second step is the first one as an operand."""
+    H = 37
+    module = fastlstm.RNN(H, H, nonlinearity="relu", bias=False, dtype=torch.bfloat16)
+    x = torch.zeros(2, 9, H, dtype=torch.bfloat16)
+    x[0] = torch.rand(9, H)
+    x[0, 0] = 1.0
+    with torch.no_grad():
+        module.weight_hh_l0.copy_(torch.eye(H))
+        module.weight_ih_l0.uniform_()
+        # In the middle between two numbers: the first goes down, the second up.
+        module.weight_ih_l0[:2] = 0.0
+        module.weight_ih_l0[:2, 0] = 1.0
+        module.weight_ih_l0[:2, 1] = torch.tensor([2**-8, 3 * 2**-8])
+        output, _ = module(x)
+    assert torch.equal(output[0, 0, :2], torch.tensor([1.0, 1 + 2**-6]).bfloat16())
+    assert torch.equal(output[1], output[0])
+    sums = x[0].float() @ module.weight_ih_l0.float().T
+    assert (cut(sums) != output[0]).float().mean() > 0.3
+
+
+@has_bfloat16_products
+def test_bfloat16_gradients_of_gates_are_rounded_to_nearest_even() -> None:
+    """The sum of two cotangents, in the products for dx and for dW_ih; x of each is an identity."""
+    H = 37
+    module = fastlstm.RNN(H, H, nonlinearity="relu", bias=False, dtype=torch.bfloat16)
+    cotangents = torch.rand(2, H, H).bfloat16()
+    sums = cotangents.float().sum(0)
+    assert (cut(sums) != sums.bfloat16()).float().mean() > 0.3
+    eye, positive = torch.eye(H), 0.5 + torch.rand(H, H)
+    for w_ih, first in ((eye, positive), (positive, eye)):
+        with torch.no_grad():
+            module.weight_hh_l0.copy_(eye)
+            module.weight_ih_l0.copy_(w_ih)
+        x = torch.stack([first, torch.zeros(H, H)]).bfloat16().requires_grad_()
+        output, _ = module(x)
+        dx, dw_ih = torch.autograd.grad(output, [x, module.weight_ih_l0], cotangents)
+        if first is eye:
+            assert torch.equal(dw_ih, sums.bfloat16().T)
+        else:
+            assert torch.equal(dx[0], sums.bfloat16())
+
+
+def cut(t: Tensor) -> Tensor:
+    """float32 as bfloat16 by leaving off the last bits."""
+    return (t.view(torch.int32) & -65536).view(torch.float32).bfloat16()
 
 
 @kinds
