@@ -119,7 +119,8 @@ CLASS_ONLY = {
         packed(), rnn.state(1, 2, 20, dtype=torch.float64)
     ),
     "packed_unsorted_h0_batch": lambda rnn: rnn(10, 20)(
-        pack_sequence([x(2, 10), x(3, 10)], enforce_sorted=False), rnn.state(1, 1, 20)
+        pack_sequence([x(2, 10), x(1, 10), x(3, 10)], enforce_sorted=False),
+        rnn.state(1, 2, 20),
     ),
 }
 CLASS_ONLY_LSTM = {

@@ -18,20 +18,20 @@ TINY = (
     Case(3, 1, 2, 2, layers=2),
 )
 RAGGED = (
-    Case(3, 3, 2, 2, bidirectional=True, lengths=(1, 3, 0)),
+    Case(3, 3, 2, 2, bidirectional=True, lengths=(1, 0, 3)),
     Case(3, 2, 2, 2, bidirectional=True, lengths=(3, 2), packed=True),
     Case(4, 2, 2, 2, bidirectional=True, reset=0.4),
-    Case(4, 3, 2, 2, lengths=(4, 2, 3), reset=0.4),
+    Case(4, 3, 2, 2, lengths=(3, 2, 4), reset=0.4),
 )
 SHORT_RAGGED = (
-    Case(2, 2, 1, 2, bidirectional=True, lengths=(1, 2)),
+    Case(2, 3, 1, 2, bidirectional=True, lengths=(1, 0, 2)),
     Case(2, 2, 1, 2, bidirectional=True, lengths=(2, 1), packed=True),
     Case(3, 1, 1, 2, bidirectional=True, reset=0.4),
 )
 PROJECTED = (
     Case(3, 2, 2, 3, proj_size=2),
     Case(2, 2, 2, 2, proj_size=1, layers=2, bidirectional=True, bias=False),
-    Case(3, 2, 2, 3, proj_size=2, lengths=(1, 3)),
+    Case(3, 3, 2, 3, proj_size=2, lengths=(1, 0, 3)),
 )
 # One of each kind of cell; the activation of an RNN is a detail of the first derivative.
 CELLS = ("LSTM", "GRU", "RNN_TANH")

@@ -85,7 +85,7 @@ def _bits(t: Tensor) -> Tensor:
 @cases(
     Case(5, 7, 9, 17),
     Case(5, 7, 9, 17, bidirectional=True),
-    Case(5, 4, 9, 17, bidirectional=True, lengths=(2, 5, 0, 1), reset=0.3),
+    Case(5, 4, 9, 17, bidirectional=True, lengths=(2, 0, 5, 1), reset=0.3),
     Case(5, 4, 9, 17, bidirectional=True, lengths=(5, 3, 3, 1), packed=True),
     modes=MODES,
 )

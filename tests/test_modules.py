@@ -30,7 +30,8 @@ SIZES = {
     "batch_first": ((3, 6), (3,)),
     "unbatched": ((6,), ()),
 }
-LENGTHS = [4, 6, 1]
+# Sorted by a permutation that is not its own inverse.
+LENGTHS = [4, 1, 6]
 
 
 @kinds
@@ -89,6 +90,21 @@ def test_packed(kind: str, bidirectional: bool, is_sorted: bool, options: dict) 
     for name in ("sorted_indices", "unsorted_indices"):
         index = getattr(expected, name)
         assert index is None or torch.equal(getattr(found, name), index)
+
+
+@kinds
+@directions
+def test_states_of_packed_rows_are_in_the_order_of_the_caller(
+    kind: str, bidirectional: bool
+) -> None:
+    """hx goes in, and comes out, as if each row was alone."""
+    module, _ = pair(kind, 5, 4, 2, bidirectional=bidirectional)
+    rows, hx = [randn(n, 5) for n in LENGTHS], state_for(module, 3)
+    _, last = module(pack_sequence(rows, enforce_sorted=False), hx)
+    for n, row in enumerate(rows):
+        own = tuple(t[:, n] for t in hx) if kind == "LSTM" else hx[:, n]
+        _, alone = module(row, own)
+        torch.testing.assert_close([t[:, n] for t in flat(last)], flat(alone), **CLOSE)
 
 
 def test_packed_projection() -> None:

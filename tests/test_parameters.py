@@ -210,11 +210,17 @@ def test_meta_device(kind: str) -> None:
 
 
 @kinds
-def test_flatten_parameters_does_nothing(kind: str) -> None:
-    module = build(fastlstm, kind, 5, 4)
-    before = [p.data_ptr() for p in module.parameters()]
-    assert module.flatten_parameters() is None
-    assert [p.data_ptr() for p in module.parameters()] == before
+def test_no_list_of_weights_goes_stale(kind: str) -> None:
+    """torch.nn keeps one, which flatten_parameters works on until the next call of the module."""
+    mine, theirs = pair(kind, 5, 4)
+    weight, x = nn.Parameter(randn(*mine.weight_hh_l0.shape)), randn(6, 3, 5)
+    for module in (mine, theirs):
+        module._parameters["weight_hh_l0"] = weight
+        assert module.flatten_parameters() is None
+    assert theirs._flat_weights[1] is not weight
+    assert mine._flat_weights[1] is weight
+    assert "_flat_weights" not in vars(mine)
+    assert_same_module(mine, theirs, x)
 
 
 @kinds
