@@ -175,7 +175,7 @@ class RecurrentBase(nn.RNNBase):
             if weight is not None:  # a bias may be; of the others run_stack knows
                 check_is_tensor(name, weight)
         check_is_number(input, "a floating-point tensor or integer token ids")
-        for state in (hx,) if isinstance(hx, Tensor) else hx or ():
+        for state in hx if isinstance(hx, (tuple, list)) else (hx,):
             if isinstance(state, Tensor) and state.is_nested:
                 raise RuntimeError(f"hx must not be a nested tensor, got layout {state.layout}")
         is_batched = True
