@@ -121,7 +121,7 @@ FASTLSTM_KERNEL void step_bwd_kernel(const StepBwd<S> p) {
     // P and H are the same unless h is projected, and then only c is a state of the cell.
     const bool in_h = j < p.P;
     V h = zero, h_before = zero, state = zero, state_before = zero;
-    if (!kHasC) h = load(d.h + b * p.h_stride + j);
+    if (!kHasC && C::kBwdReadsState) h = load(d.h + b * p.h_stride + j);
     if (!cut_before && in_h && (!kHasC || d.h_operand))
       h_before = load((is_initial ? d.h_initial : d.h_before) + b * p.h_stride + j);
     if (kHasC) {

@@ -93,7 +93,7 @@ struct StepBwdDirection {
   int64_t rows, continuing;
   int64_t rows_before;  // the first ones, whose states before are those of a step; else initial
   const S* reserve;     // of row 0: [rows, R * H] from forward
-  const S* h;           // [b] of this step: rows of [.., P]
+  const S* h;           // [b] of this step: rows of [.., P]; null where no cell reads it
   const S* h_before;    // [b] of the step before
   const S* h_initial;   // [b]
   const A* c;           // likewise, of [.., H]; null but for the LSTM
