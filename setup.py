@@ -4,8 +4,9 @@ Which of the CPU kernels runs is decided at run time. No GPU is needed: what is 
 depend on the one that is present, unless TORCH_CUDA_ARCH_LIST says so.
 
 Environment: MAX_JOBS (parallel compilations), DEBUG=1 (-O0 -g), CXX, FASTLSTM_NO_OPENMP=1 (serial
-CPU kernels), CUDA_HOME, TORCH_CUDA_ARCH_LIST ("8.0 9.0a"; default: see DEFAULT_ARCHS), FORCE_CUDA=1
-(an error where the CUDA kernels cannot be built), FASTLSTM_SKIP_CUDA_BUILD=1 (CPU kernels only).
+CPU kernels), FASTLSTM_SANITIZE=address or thread (instrumented, for tests/sanitizers.py),
+CUDA_HOME, TORCH_CUDA_ARCH_LIST ("8.0 9.0a"; default: see DEFAULT_ARCHS), FORCE_CUDA=1 (an error
+where the CUDA kernels cannot be built), FASTLSTM_SKIP_CUDA_BUILD=1 (CPU kernels only).
 """
 
 import importlib.util
@@ -21,7 +22,22 @@ from setuptools import Extension, setup
 
 ROOT = Path(__file__).parent
 DEBUG = os.environ.get("DEBUG") == "1"
-OPENMP = os.environ.get("FASTLSTM_NO_OPENMP") != "1"
+SANITIZE = os.environ.get("FASTLSTM_SANITIZE", "")
+# ThreadSanitizer does not know libgomp, and would report every team's start and end as a race.
+OPENMP = os.environ.get("FASTLSTM_NO_OPENMP") != "1" and SANITIZE != "thread"
+
+# What each value of FASTLSTM_SANITIZE compiles with. The checks that are left out stand at every
+# access or temporary: with them the kernels of one instruction set compile for minutes.
+SANITIZERS = {
+    "address": [
+        "-fsanitize=address,undefined",
+        "-fno-sanitize=null,alignment,object-size,pointer-overflow,vptr",
+        "-fno-sanitize-address-use-after-scope",
+        "-fno-sanitize-recover=undefined",
+        "-fno-wrapv",  # Python compiles with -fwrapv, under which no overflow is reported
+    ],
+    "thread": ["-fsanitize=thread", "-DFASTLSTM_STD_THREADS"],
+}
 
 # One for each generation since the oldest that CUDA 13 knows, and for each that runs code of no
 # other. Those that nvcc does not know are left out.
@@ -179,8 +195,13 @@ def cxx_flags() -> tuple[list[str], list[str]]:
     # -fno-math-errno and -fno-trapping-math do not change a result; -ffast-math would. No -march:
     # each kernel file names its instruction set itself, and the rest must run anywhere.
     compile_args = ["-O0", "-g"] if DEBUG else ["-O3", "-g0"]
-    compile_args += ["-fno-math-errno", "-fno-trapping-math", "-fvisibility=hidden", "-Wall"]
     link_args = []
+    if SANITIZE:
+        if SANITIZE not in SANITIZERS:
+            sys.exit(f"FASTLSTM_SANITIZE must be address or thread, got {SANITIZE}")
+        compile_args = ["-O1", "-g1", "-fno-omit-frame-pointer", *SANITIZERS[SANITIZE]]
+        link_args.append(SANITIZERS[SANITIZE][0])
+    compile_args += ["-fno-math-errno", "-fno-trapping-math", "-fvisibility=hidden", "-Wall"]
     if OPENMP and sys.platform.startswith("linux"):
         # Without it at::parallel_for would silently run serial as well. torch brings the OpenMP
         # runtime itself.

@@ -47,7 +47,7 @@ FASTLSTM_INLINE void convert_row(const float* from, int64_t K, uint32_t* to) {
     if (n >= 16)
       _mm512_storeu_si512(to + k / 2, pairs);
     else
-      _mm512_mask_storeu_epi32(to + k / 2, F32x16::mask(n), pairs);
+      _mm512_mask_storeu_epi32(masked_write(to + k / 2, n), F32x16::mask(n), pairs);
   }
 }
 

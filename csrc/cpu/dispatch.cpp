@@ -11,6 +11,9 @@
 #include "cores.h"
 #if defined(_OPENMP)
 #include <omp.h>
+#elif defined(FASTLSTM_STD_THREADS)
+#include <thread>
+#include <vector>
 #endif
 #if defined(__x86_64__)
 #include <immintrin.h>
@@ -126,6 +129,8 @@ int num_threads() {
       forked_after_use.load(std::memory_order_relaxed))
     return 1;
   return std::min(at::get_num_threads(), usable_cores());
+#elif defined(FASTLSTM_STD_THREADS)
+  return at::in_parallel_region() ? 1 : std::min(at::get_num_threads(), usable_cores());
 #else
   return 1;
 #endif
@@ -140,6 +145,19 @@ void run_team(int threads, void (*work)(void*, int, int), void* context) {
       FlushDenormals guard;
       work(context, omp_get_thread_num(), omp_get_num_threads());
     }
+    return;
+  }
+#elif defined(FASTLSTM_STD_THREADS)
+  // ThreadSanitizer sees how these start and end; libgomp's it does not.
+  if (threads > 1) {
+    auto member = [=](int thread) {
+      FlushDenormals guard;
+      work(context, thread, threads);
+    };
+    std::vector<std::thread> team;
+    for (int i = 1; i < threads; ++i) team.emplace_back(member, i);
+    member(0);
+    for (std::thread& thread : team) thread.join();
     return;
   }
 #else

@@ -17,6 +17,14 @@
 
 #include "../cells/portable.h"
 
+#if defined(__SANITIZE_ADDRESS__)
+extern "C" void __asan_loadN(const void*, unsigned long);
+extern "C" void __asan_storeN(void*, unsigned long);
+#elif defined(__SANITIZE_THREAD__)
+extern "C" void __tsan_read_range(const void*, unsigned long);
+extern "C" void __tsan_write_range(void*, unsigned long);
+#endif
+
 namespace fastlstm {
 FASTLSTM_ISA_LOCAL_BEGIN
 
@@ -122,6 +130,29 @@ FASTLSTM_INLINE Scalar<double> pow2(Scalar<double> n) {
 }
 FASTLSTM_INLINE void prefetch(const void* p) { __builtin_prefetch(p, 0, 3); }
 
+// Pass on the pointer of a masked access to n elements. Compilers do not instrument masked
+// instructions: a sanitizer has to be told.
+template <class S>
+FASTLSTM_INLINE const S* masked_read(const S* p, int n) {
+#if defined(__SANITIZE_ADDRESS__)
+  __asan_loadN(p, n * sizeof(S));
+#elif defined(__SANITIZE_THREAD__)
+  __tsan_read_range(p, n * sizeof(S));
+#endif
+  (void)n;
+  return p;
+}
+template <class S>
+FASTLSTM_INLINE S* masked_write(S* p, int n) {
+#if defined(__SANITIZE_ADDRESS__)
+  __asan_storeN(p, n * sizeof(S));
+#elif defined(__SANITIZE_THREAD__)
+  __tsan_write_range(p, n * sizeof(S));
+#endif
+  (void)n;
+  return p;
+}
+
 #if defined(FASTLSTM_LANES_AVX2)
 
 struct F32x8 {
@@ -134,12 +165,12 @@ struct F32x8 {
   }
   static FASTLSTM_INLINE F32x8 load(const float* p) { return {_mm256_loadu_ps(p)}; }
   static FASTLSTM_INLINE F32x8 load(const float* p, int n) {
-    return n == kLanes ? load(p) : F32x8{_mm256_maskload_ps(p, mask(n))};
+    return n == kLanes ? load(p) : F32x8{_mm256_maskload_ps(masked_read(p, n), mask(n))};
   }
   static FASTLSTM_INLINE F32x8 broadcast(float x) { return {_mm256_set1_ps(x)}; }
   FASTLSTM_INLINE void store(float* p) const { _mm256_storeu_ps(p, v); }
   FASTLSTM_INLINE void store(float* p, int n) const {
-    n == kLanes ? store(p) : _mm256_maskstore_ps(p, mask(n), v);
+    n == kLanes ? store(p) : _mm256_maskstore_ps(masked_write(p, n), mask(n), v);
   }
 };
 FASTLSTM_INLINE F32x8 operator+(F32x8 a, F32x8 b) { return {_mm256_add_ps(a.v, b.v)}; }
@@ -173,12 +204,12 @@ struct F64x4 {
   }
   static FASTLSTM_INLINE F64x4 load(const double* p) { return {_mm256_loadu_pd(p)}; }
   static FASTLSTM_INLINE F64x4 load(const double* p, int n) {
-    return n == kLanes ? load(p) : F64x4{_mm256_maskload_pd(p, mask(n))};
+    return n == kLanes ? load(p) : F64x4{_mm256_maskload_pd(masked_read(p, n), mask(n))};
   }
   static FASTLSTM_INLINE F64x4 broadcast(double x) { return {_mm256_set1_pd(x)}; }
   FASTLSTM_INLINE void store(double* p) const { _mm256_storeu_pd(p, v); }
   FASTLSTM_INLINE void store(double* p, int n) const {
-    n == kLanes ? store(p) : _mm256_maskstore_pd(p, mask(n), v);
+    n == kLanes ? store(p) : _mm256_maskstore_pd(masked_write(p, n), mask(n), v);
   }
 };
 FASTLSTM_INLINE F64x4 operator+(F64x4 a, F64x4 b) { return {_mm256_add_pd(a.v, b.v)}; }
@@ -214,12 +245,12 @@ struct F32x16 {
   static FASTLSTM_INLINE __mmask16 mask(int n) { return static_cast<__mmask16>((1u << n) - 1); }
   static FASTLSTM_INLINE F32x16 load(const float* p) { return {_mm512_loadu_ps(p)}; }
   static FASTLSTM_INLINE F32x16 load(const float* p, int n) {
-    return n == kLanes ? load(p) : F32x16{_mm512_maskz_loadu_ps(mask(n), p)};
+    return n == kLanes ? load(p) : F32x16{_mm512_maskz_loadu_ps(mask(n), masked_read(p, n))};
   }
   static FASTLSTM_INLINE F32x16 broadcast(float x) { return {_mm512_set1_ps(x)}; }
   FASTLSTM_INLINE void store(float* p) const { _mm512_storeu_ps(p, v); }
   FASTLSTM_INLINE void store(float* p, int n) const {
-    n == kLanes ? store(p) : _mm512_mask_storeu_ps(p, mask(n), v);
+    n == kLanes ? store(p) : _mm512_mask_storeu_ps(masked_write(p, n), mask(n), v);
   }
 };
 FASTLSTM_INLINE F32x16 operator+(F32x16 a, F32x16 b) { return {_mm512_add_ps(a.v, b.v)}; }
@@ -258,12 +289,12 @@ struct F64x8 {
   static FASTLSTM_INLINE __mmask8 mask(int n) { return static_cast<__mmask8>((1u << n) - 1); }
   static FASTLSTM_INLINE F64x8 load(const double* p) { return {_mm512_loadu_pd(p)}; }
   static FASTLSTM_INLINE F64x8 load(const double* p, int n) {
-    return n == kLanes ? load(p) : F64x8{_mm512_maskz_loadu_pd(mask(n), p)};
+    return n == kLanes ? load(p) : F64x8{_mm512_maskz_loadu_pd(mask(n), masked_read(p, n))};
   }
   static FASTLSTM_INLINE F64x8 broadcast(double x) { return {_mm512_set1_pd(x)}; }
   FASTLSTM_INLINE void store(double* p) const { _mm512_storeu_pd(p, v); }
   FASTLSTM_INLINE void store(double* p, int n) const {
-    n == kLanes ? store(p) : _mm512_mask_storeu_pd(p, mask(n), v);
+    n == kLanes ? store(p) : _mm512_mask_storeu_pd(masked_write(p, n), mask(n), v);
   }
 };
 FASTLSTM_INLINE F64x8 operator+(F64x8 a, F64x8 b) { return {_mm512_add_pd(a.v, b.v)}; }

@@ -1,0 +1,122 @@
+"""Builds the extension with sanitizers, out of place, and runs the kernel tests under them.
+
+    python tests/sanitizers.py            both builds, then the tests of the tools themselves
+    python tests/sanitizers.py thread -k cells     one of them, with arguments for pytest
+
+torch is not instrumented. What it allocates is known to AddressSanitizer all the same, and what its
+own threads do is none of our business.
+"""
+
+import os
+import subprocess
+import sys
+import sysconfig
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+BUILD = ROOT / "build" / "sanitize"
+
+# Which tests run in which build. Not in the second: tests of one thread, which cannot race.
+ADDRESS = ["races", "cells_parity", "half", "isolation", "layouts", "memory", "parity", "ragged"]
+ADDRESS += ["schedule", "states", "tokens", "odd_tensors"]
+TESTS = {"address": ADDRESS, "thread": ["races"]}
+# The narrower kernels run the tests that are marked for it.
+CAPABILITIES = {"address": ["avx512", "default"], "thread": ["avx512", "avx2", "default"]}
+
+# Fatal where found: a report names the place, and the log the test. Of what libraries do that are not
+# instrumented ThreadSanitizer sees a part, and would take it for races.
+OPTIONS = {
+    "address": {
+        "ASAN_OPTIONS": "detect_leaks=0:detect_stack_use_after_return=0",
+        "UBSAN_OPTIONS": "print_stacktrace=1",
+    },
+    "thread": {"TSAN_OPTIONS": "halt_on_error=1:ignore_noninstrumented_modules=1"},
+}
+# libstdc++ as well: the interceptors look for its functions when the first library is loaded.
+RUNTIMES = {"address": ["libasan.so", "libstdc++.so"], "thread": ["libtsan.so", "libstdc++.so"]}
+
+
+def library(name: str) -> str:
+    command = [os.environ.get("CXX", "c++"), f"-print-file-name={name}"]
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+
+
+def objects(kind: str) -> Path:
+    """Where the build of a kind keeps its object files, and ninja's file."""
+    return BUILD / kind / "objects"
+
+
+def package_folder(kind: str) -> Path:
+    """What has to be on PYTHONPATH for that build."""
+    return BUILD / kind / "lib"
+
+
+def build(kind: str) -> None:
+    out = ["--build-base", BUILD / kind, "--build-lib", package_folder(kind)]
+    subprocess.run(
+        [sys.executable, "setup.py", "-q", "build", *out, "--build-temp", objects(kind)],
+        cwd=ROOT,
+        env={**os.environ, "FASTLSTM_SANITIZE": kind, "FASTLSTM_SKIP_CUDA_BUILD": "1"},
+        check=True,
+        stdout=subprocess.DEVNULL,
+    )
+
+
+def environment(kind: str, package: Path | None = None) -> dict[str, str]:
+    """The environment of a process that imports an instrumented fastlstm."""
+    return {
+        **os.environ,
+        **OPTIONS[kind],
+        "LD_PRELOAD": " ".join(map(library, RUNTIMES[kind])),
+        "PYTHONPATH": str(package or package_folder(kind)),
+    }
+
+
+def command(kind: str, *words: str) -> list[str]:
+    # ThreadSanitizer of GCC 12 wants memory where a randomised layout may have put something.
+    return ["setarch", "-R", *words] if kind == "thread" else list(words)
+
+
+def run_tests(kind: str, capability: str, arguments: list[str]) -> None:
+    files = [ROOT / "tests" / f"test_{name}.py" for name in TESTS[kind]]
+    # Not `python -m pytest`, which finds the package of the working folder first. The reports go
+    # past pytest, which is gone when they are read.
+    words = [str(Path(sysconfig.get_path("scripts"), "pytest")), "-v", "--capture=sys"]
+    words += ["-p", "no:cacheprovider", *(str(f) for f in files if f.exists())]
+    first = capability == CAPABILITIES[kind][0]
+    words += ["-m", "not slow" if first else "not slow and paths"]
+    log = BUILD / f"{kind}-{capability}.log"
+    env = environment(kind) | {"FASTLSTM_UNDER_SANITIZER": kind}
+    start = time.perf_counter()
+    with log.open("w") as out:
+        done = subprocess.run(
+            command(kind, *words, *arguments),
+            cwd=ROOT,
+            env=env | {"ATEN_CPU_CAPABILITY": capability},
+            stdout=out,
+            stderr=subprocess.STDOUT,
+        )
+    lines = log.read_text(errors="replace").splitlines()
+    print(f"{kind}, {capability}, {time.perf_counter() - start:.0f} s: {lines[-1]}", flush=True)
+    if done.returncode:
+        print("\n".join(lines[-80:]))
+        sys.exit(f"failed: all of it is in {log}")
+
+
+def main(arguments: list[str]) -> None:
+    kinds = arguments[:1] or list(TESTS)
+    for kind in kinds:
+        start = time.perf_counter()
+        build(kind)
+        print(f"{kind}: built in {time.perf_counter() - start:.0f} s", flush=True)
+        for capability in CAPABILITIES[kind]:
+            run_tests(kind, capability, arguments[1:])
+    if not arguments:
+        words = [sys.executable, "-m", "pytest", "-q", str(ROOT / "tests" / "test_sanitizers.py")]
+        env = {**os.environ, "FASTLSTM_SANITIZER_BUILDS": "1"}
+        sys.exit(subprocess.run(words, cwd=ROOT, env=env).returncode)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
