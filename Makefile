@@ -15,7 +15,7 @@ SOURCES := setup.py pyproject.toml $(shell find csrc -name '*.cpp' -o -name '*.h
 CXX_FILES = $$(git ls-files $(foreach suffix,cpp h inl cu cuh,'csrc/*.$(suffix)' 'tests/*.$(suffix)' \
 	'benchmarks/exchange/*.$(suffix)'))
 
-.PHONY: demo test test-fast lint format build bench sdist cuda-build gpu-check clean
+.PHONY: demo test test-fast sanitize lint format build bench sdist cuda-build gpu-check clean
 
 demo: build
 	$(BIN)/python -m examples.char_lm train --minutes 1 --compare --overwrite --out $(DEMO_OUT)
@@ -26,6 +26,11 @@ test: build
 
 test-fast: build
 	$(BIN)/python -m pytest -q -m "not slow"
+
+# The CPU half under AddressSanitizer and UndefinedBehaviorSanitizer, then under ThreadSanitizer, in
+# builds of their own, and a test that each of them finds a planted fault.
+sanitize: build
+	$(BIN)/python tests/sanitizers.py
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .

@@ -119,6 +119,14 @@ def test_force_cuda_is_one_line_of_error() -> None:
     assert line.startswith("FORCE_CUDA=1 asks for the CUDA kernels, but torch ")
 
 
+def test_unknown_sanitizer_is_one_line_of_error(
+    build: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(build, "SANITIZE", "memory")
+    with pytest.raises(SystemExit, match="FASTLSTM_SANITIZE must be address or thread, got memory"):
+        build.cxx_flags()
+
+
 def test_sources(build: ModuleType) -> None:
     cpu, cuda = build.sources(with_cuda=False), build.sources(with_cuda=True)
     assert set(cpu) < set(cuda)
