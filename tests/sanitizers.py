@@ -1,10 +1,10 @@
 """Builds the extension with sanitizers, out of place, and runs the kernel tests under them.
 
-    python tests/sanitizers.py            both builds, then the tests of the tools themselves
-    python tests/sanitizers.py thread -k cells     one of them, with arguments for pytest
+    python tests/sanitizers.py                  both, then test_sanitizers.py
+    python tests/sanitizers.py thread -k cells  one of them, with arguments for pytest
 
-torch is not instrumented. What it allocates is known to AddressSanitizer all the same, and what its
-own threads do is none of our business.
+torch is not instrumented: what it allocates is watched where our code touches it, its own threads
+are not.
 """
 
 import os
@@ -52,15 +52,25 @@ def package_folder(kind: str) -> Path:
     return BUILD / kind / "lib"
 
 
+def run(words: list, env: dict[str, str], log: Path) -> str:
+    """Run a command with its output in ``log``, of which it returns the last line."""
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("w") as out:
+        done = subprocess.run(words, cwd=ROOT, env=env, stdout=out, stderr=subprocess.STDOUT)
+    lines = log.read_text(errors="replace").splitlines()
+    if done.returncode:
+        print("\n".join(lines[-80:]))
+        sys.exit(f"failed: all of it is in {log}")
+    return lines[-1] if lines else ""
+
+
 def build(kind: str) -> None:
-    out = ["--build-base", BUILD / kind, "--build-lib", package_folder(kind)]
-    subprocess.run(
-        [sys.executable, "setup.py", "-q", "build", *out, "--build-temp", objects(kind)],
-        cwd=ROOT,
-        env={**os.environ, "FASTLSTM_SANITIZE": kind, "FASTLSTM_SKIP_CUDA_BUILD": "1"},
-        check=True,
-        stdout=subprocess.DEVNULL,
-    )
+    start = time.perf_counter()
+    words = [sys.executable, "setup.py", "build", "--build-base", BUILD / kind]
+    words += ["--build-lib", package_folder(kind), "--build-temp", objects(kind)]
+    env = {**os.environ, "FASTLSTM_SANITIZE": kind, "FASTLSTM_SKIP_CUDA_BUILD": "1"}
+    run(words, env, BUILD / f"{kind}-build.log")
+    print(f"{kind}: built in {time.perf_counter() - start:.0f} s", flush=True)
 
 
 def environment(kind: str, package: Path | None = None) -> dict[str, str]:
@@ -92,29 +102,19 @@ def run_tests(kind: str, capability: str, arguments: list[str]) -> None:
     words += ["-p", "no:cacheprovider", *(str(f) for f in files if f.exists())]
     best = capability == fastlstm._C.capabilities()[0]
     words += ["-m", "not slow" if best else "not slow and paths"]
-    log = BUILD / f"{kind}-{capability}.log"
     start = time.perf_counter()
-    with log.open("w") as out:
-        done = subprocess.run(
-            command(kind, *words, *arguments),
-            cwd=ROOT,
-            env=environment(kind) | {"ATEN_CPU_CAPABILITY": capability.lower()},
-            stdout=out,
-            stderr=subprocess.STDOUT,
-        )
-    lines = log.read_text(errors="replace").splitlines()
-    print(f"{kind}, {capability}, {time.perf_counter() - start:.0f} s: {lines[-1]}", flush=True)
-    if done.returncode:
-        print("\n".join(lines[-80:]))
-        sys.exit(f"failed: all of it is in {log}")
+    last = run(
+        command(kind, *words, *arguments),
+        environment(kind) | {"ATEN_CPU_CAPABILITY": capability.lower()},
+        BUILD / f"{kind}-{capability}.log",
+    )
+    print(f"{kind}, {capability}, {time.perf_counter() - start:.0f} s: {last}", flush=True)
 
 
 def main(arguments: list[str]) -> None:
     kinds = arguments[:1] or list(TESTS)
     for kind in kinds:
-        start = time.perf_counter()
         build(kind)
-        print(f"{kind}: built in {time.perf_counter() - start:.0f} s", flush=True)
         for capability in fastlstm._C.capabilities():
             run_tests(kind, capability, arguments[1:])
     if not arguments:
