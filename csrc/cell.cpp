@@ -55,8 +55,8 @@ CellInput all_readable(const CellInput& input) {
           readable("x", input.x),
           readable("h", input.h),
           readable("c", input.c),
-          readable_weight("w_ih", input.w_ih),
-          readable_weight("w_hh", input.w_hh),
+          readable("w_ih", input.w_ih),
+          readable("w_hh", input.w_hh),
           readable("b_ih", input.b_ih),
           readable("b_hh", input.b_hh)};
 }

@@ -18,22 +18,22 @@ constexpr c10::DispatchKeySet kWrappers{
 constexpr c10::DispatchKeySet kLazy{c10::DispatchKey::Negative, c10::DispatchKey::ZeroTensor};
 
 // `t` with the numbers that it stands for in its memory: a view that negates when it is read is
-// computed, a tensor of zeros without memory gets some. Other kinds of tensor are refused.
+// computed, a tensor of zeros without memory gets some, a sparse one is made dense. Other kinds of
+// tensor are refused.
 inline at::Tensor readable(const char* name, const at::Tensor& t) {
   const c10::DispatchKeySet keys = t.key_set();
-  TORCH_CHECK(t.layout() == at::kStrided && !keys.has_any(kWrappers), name,
-              " must be a dense tensor with memory of its own, got one of layout ", t.layout(),
+  const bool is_sparse = t.layout() == at::kSparse || t.layout() == at::kSparseCsr ||
+                         t.layout() == at::kSparseCsc || t.layout() == at::kSparseBsr ||
+                         t.layout() == at::kSparseBsc;
+  TORCH_CHECK((t.layout() == at::kStrided || is_sparse) && !keys.has_any(kWrappers), name,
+              " must be a tensor with numbers in memory of its own, got one of layout ", t.layout(),
               " with dispatch keys ", c10::toString(keys));
+  if (is_sparse) return t.to_dense();
   if (!keys.has_any(kLazy)) return t;
   return t._is_zerotensor() ? at::zeros(t.sizes(), t.options()) : t.resolve_neg();
 }
 inline std::optional<at::Tensor> readable(const char* name, const std::optional<at::Tensor>& t) {
   return t ? std::optional<at::Tensor>(readable(name, *t)) : std::nullopt;
-}
-
-// The same of a weight, which may be sparse, as some of torch.nn's may.
-inline at::Tensor readable_weight(const char* name, const at::Tensor& t) {
-  return readable(name, t.layout() == at::kSparse || t.is_sparse_csr() ? t.to_dense() : t);
 }
 
 inline void check_like(const char* name, const at::Tensor& t, at::ScalarType dtype,

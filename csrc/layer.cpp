@@ -190,8 +190,8 @@ LayerInput prepared(LayerInput input, const Backend& backend) {
   input.lengths = readable("lengths", input.lengths);
   input.reset = readable("reset", input.reset);
   for (DirectionWeights& w : input.weights) {
-    w.w_ih = readable_weight("w_ih", w.w_ih);
-    w.w_hh = readable_weight("w_hh", w.w_hh);
+    w.w_ih = readable("w_ih", w.w_ih);
+    w.w_hh = readable("w_hh", w.w_hh);
     w.b_ih = readable("b_ih", w.b_ih);
     w.b_hh = readable("b_hh", w.b_hh);
     w.w_hr = readable("w_hr", w.w_hr);
