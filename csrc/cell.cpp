@@ -61,12 +61,19 @@ CellInput all_readable(const CellInput& input) {
           readable("b_hh", input.b_hh)};
 }
 
+// To copy the arguments of a small cell takes 3 % of its time.
+bool all_plain(const CellInput& input) {
+  auto plain = [](const std::optional<Tensor>& t) { return !t || is_plain(*t); };
+  return is_plain(input.x) && is_plain(input.h) && plain(input.c) && is_plain(input.w_ih) &&
+         is_plain(input.w_hh) && plain(input.b_ih) && plain(input.b_hh);
+}
+
 }  // namespace
 
-CellOutput cell_fwd(const CellInput& given, bool keep) {
-  const Backend& backend = backend_of(given.x);
-  const c10::DeviceGuard guard(given.x.device());
-  const CellInput input = all_readable(given);
+CellOutput cell_fwd(const CellInput& input, bool keep) {
+  if (!all_plain(input)) return cell_fwd(all_readable(input), keep);
+  const Backend& backend = backend_of(input.x);
+  const c10::DeviceGuard guard(input.x.device());
   const CellTraits& cell = kCellTraits[input.cell];
   const Sizes s = check_input(input);
   const auto options = input.w_ih.options();
@@ -78,12 +85,13 @@ CellOutput cell_fwd(const CellInput& given, bool keep) {
   return out;
 }
 
-CellGrads cell_bwd(const CellInput& given, const CellOutput& given_kept,
+CellGrads cell_bwd(const CellInput& input, const CellOutput& given_kept,
                    const std::optional<Tensor>& given_grad_h,
                    const std::optional<Tensor>& given_grad_c, CellNeeds needs) {
-  const Backend& backend = backend_of(given.x);
-  const c10::DeviceGuard guard(given.x.device());
-  const CellInput input = all_readable(given);
+  if (!all_plain(input))
+    return cell_bwd(all_readable(input), given_kept, given_grad_h, given_grad_c, needs);
+  const Backend& backend = backend_of(input.x);
+  const c10::DeviceGuard guard(input.x.device());
   const CellTraits& cell = kCellTraits[input.cell];
   const Sizes s = check_input(input);
   const Tensor& like = input.w_ih;

@@ -17,6 +17,11 @@ constexpr c10::DispatchKeySet kWrappers{
     c10::DispatchKey::Batched,          c10::DispatchKey::NestedTensor};
 constexpr c10::DispatchKeySet kLazy{c10::DispatchKey::Negative, c10::DispatchKey::ZeroTensor};
 
+// Whether the memory of `t` holds the numbers that it stands for.
+inline bool is_plain(const at::Tensor& t) {
+  return t.layout() == at::kStrided && !t.key_set().has_any(kWrappers | kLazy);
+}
+
 // `t` with the numbers that it stands for in its memory: a view that negates when it is read is
 // computed, a tensor of zeros without memory gets some, a sparse one is made dense. Other kinds of
 // tensor are refused.

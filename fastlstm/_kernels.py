@@ -6,6 +6,7 @@ and which dimension of a tensor holds the rows of the batch.
 """
 
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -60,7 +61,7 @@ class Call:
         """Run backward: from a gradient for each output, or None, to one for each input in need."""
         raise NotImplementedError
 
-    def reads(self, needs: Sequence[bool]) -> tuple[Sequence[bool], Sequence[bool]]:
+    def reads(self, needs: tuple[bool, ...]) -> tuple[Sequence[bool], Sequence[bool]]:
         """Which numbers :meth:`pull_back` reads, of the inputs and of what is kept, for ``needs``."""
         raise NotImplementedError
 
@@ -117,17 +118,7 @@ class Layer(Call):
         return [grad if needed else None for grad, needed in zip(found, needs, strict=True)]
 
     def reads(self, needs):
-        needs_x, needs_embedding, *_ = needs
-        weights = any(needs[self.num_states :])
-        below = needs_x or needs_embedding
-        inputs = (weights or needs_embedding, weights, False, False, True, True, True)
-        directions = (len(needs) - self.num_states) // 5
-        # Of an LSTM, the cell itself reads c.
-        return inputs + (below, True, False, False, True) * directions, (
-            weights or self.mode != "LSTM",
-            True,
-            True,
-        )
+        return _layer_reads(self.mode, needs)
 
     def reference(self, tensors):
         h_type, _ = kernel_types(tensors[self.num_states])
@@ -182,10 +173,7 @@ class Cell(Call):
         return [grad if needed else None for grad, needed in zip(found, needs, strict=True)]
 
     def reads(self, needs):
-        needs_x, needs_h, _, *needs_weights = needs
-        weights, is_lstm = any(needs_weights), self.mode == "LSTM"
-        reads_h = weights or self.mode == "GRU"
-        return (weights, reads_h, is_lstm, needs_x, needs_h, False, False), (True, True, True)
+        return _cell_reads(self.mode, needs)
 
     def reference(self, tensors):
         h_type, _ = kernel_types(tensors[3])
@@ -203,7 +191,30 @@ class Cell(Call):
 
 
 _MODES = ("LSTM", "GRU", "RNN_TANH", "RNN_RELU")
-# Made once: a call of a small cell takes a few microseconds.
+Reads = tuple[tuple[bool, ...], tuple[bool, ...]]
+
+
+# Cached, as is what they are asked: a call of a small cell takes a few microseconds.
+@lru_cache(maxsize=1024)
+def _layer_reads(mode: str, needs: tuple[bool, ...]) -> Reads:
+    needs_x, needs_embedding, *_ = needs
+    needs_weights = any(needs[Layer.num_states :])
+    directions = (len(needs) - Layer.num_states) // 5
+    inputs = (needs_weights or needs_embedding, needs_weights, False, False, True, True, True)
+    inputs += (needs_x or needs_embedding, True, False, False, True) * directions
+    # Of an LSTM, the cell itself reads c.
+    return inputs, (needs_weights or mode != "LSTM", True, True)
+
+
+@lru_cache(maxsize=1024)
+def _cell_reads(mode: str, needs: tuple[bool, ...]) -> Reads:
+    needs_x, needs_h, _, *rest = needs
+    needs_weights = any(rest)
+    reads_h, reads_c = needs_weights or mode == "GRU", mode == "LSTM"
+    return (needs_weights, reads_h, reads_c, needs_x, needs_h, False, False), (True, True, True)
+
+
+# Made once, for the same reason.
 LAYERS = {(mode, c): Layer(mode, c) for mode in _MODES for c in (False, True)}
 CELLS = {mode: Cell(mode) for mode in _MODES}
 

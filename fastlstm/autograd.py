@@ -109,19 +109,18 @@ class Recurrence(torch.autograd.Function):
     def forward(ctx, call, *tensors):
         outputs, kept = call.run(tensors, KEEP_ALL)
         read, read_kept = call.reads(ctx.needs_input_grad[1:])
-        ctx.call, ctx.read = call, read
-        ctx.save_for_backward(
-            *[t if r else None for t, r in zip(tensors, read, strict=True)],
-            *[t if r else None for t, r in zip(kept, read_kept, strict=True)],
-        )
-        ctx.held = [
-            None if r or t is None else (t, _version(t)) for t, r in zip(tensors, read, strict=True)
-        ]
+        ctx.call = call
+        saved, held = [], []
+        for t, is_read in zip(tensors, read, strict=True):
+            saved.append(t if is_read else None)
+            held.append(None if is_read or t is None else (t, _version(t)))
+        if not all(read_kept):
+            kept = [t if is_read else None for t, is_read in zip(kept, read_kept, strict=True)]
+        ctx.save_for_backward(*saved, *kept)
+        ctx.held = held
         # Outputs lie in the memory of what is kept, and they may be changed in place.
         ctx.witnesses = [
-            _C.version_of(outputs[i])
-            for i in call.kept_outputs
-            if kept[i] is not None and read_kept[i]
+            _C.version_of(outputs[i]) for i in call.kept_outputs if kept[i] is not None
         ]
         ctx.set_materialize_grads(False)
         return outputs
