@@ -102,6 +102,11 @@ def test_neuraltalk_file(small_set):
     assert len(load_data(small_set, val_fraction=0.999, **OPTIONS)[0]) == 1
 
 
+def test_a_byte_order_mark_is_no_part_of_a_caption_file(small_set):
+    small_set.write_bytes(b"\xef\xbb\xbf" + small_set.read_bytes())
+    assert load_data(small_set, **OPTIONS)[3].examples == 4
+
+
 def test_coco_file_with_pictures_elsewhere(tmp_path):
     pictures = tmp_path / "val2014"
     pictures.mkdir()

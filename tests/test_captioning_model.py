@@ -6,7 +6,7 @@ import types
 
 import pytest
 import torch
-from captioning_runs import V, images_of, make_model
+from captioning_runs import V, images_of, main, make_model, train
 
 from examples.captioning.attention import (
     AdditiveAttention,
@@ -248,6 +248,15 @@ def test_a_torchvision_backbone(torchvision, tmp_path):
     features = model.encoder.cnn(image)
     expected = trained[0].bias.view(12, 1, 1).expand_as(features[0])
     torch.testing.assert_close(features[0], expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_run_does_not_need_the_file_its_backbone_began_from(torchvision, tmp_path):
+    weights, run = tmp_path / "tiny.pth", tmp_path / "run"
+    torch.save(torchvision().state_dict(), weights)
+    assert train(run, "--encoder", "torchvision:tiny", "--weights", weights, "--steps", 2) == 0
+    weights.unlink()
+    assert main(["eval", str(run)]) == 0
+    assert main(["train", "--resume", str(run), "--steps", "3"]) == 0
 
 
 @pytest.mark.parametrize(

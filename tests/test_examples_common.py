@@ -2,17 +2,21 @@
 
 import io
 import math
+import os
+import stat
 import sys
 
 import pytest
 import torch
 
 from examples.char_lm.record import RunRecord
+from examples.common.checkpoint import find
 from examples.common.errors import UserError
-from examples.common.files import atomic_write, write_text
+from examples.common.files import atomic_write, save_checkpoint, write_json, write_text
 from examples.common.optimize import clip_gradients
 from examples.common.progress import Progress
 from examples.common.record import MAX_POINTS, Curve
+from examples.common.runs import claim
 from examples.common.schedule import learning_rate_factor
 
 
@@ -75,11 +79,68 @@ def test_atomic_write_is_whole_or_absent(tmp_path):
         file.write(b"half of the n")
         file.flush()
         raise KeyboardInterrupt
+    assert [entry.name for entry in tmp_path.iterdir()] == ["file"]
     assert path.read_text() == "old"
     write_text(path, "new")
     assert [entry.name for entry in tmp_path.iterdir()] == ["file"] and path.read_text() == "new"
     with pytest.raises(UserError, match="cannot write"):
         write_text(tmp_path / "no" / "file", "x")
+
+
+def test_atomic_write_is_on_disk_before_it_has_its_name_and_so_is_the_name(tmp_path, monkeypatch):
+    """Else a power cut may leave the new name with an empty file, or take the file back."""
+    done = []
+
+    def synced(handle, fsync=os.fsync):
+        fsync(handle)
+        about = os.fstat(handle)
+        done.append("folder" if stat.S_ISDIR(about.st_mode) else f"{about.st_size} bytes")
+
+    def replaced(source, target, replace=os.replace):
+        replace(source, target)
+        done.append("name")
+
+    monkeypatch.setattr(os, "fsync", synced)
+    monkeypatch.setattr(os, "replace", replaced)
+    write_text(tmp_path / "file", "a" * 100)
+    assert done == ["100 bytes", "name", "folder"]
+
+
+@pytest.mark.parametrize(
+    ("write", "old", "new"),
+    [(write_text, "old", "new"), (write_json, [1], [2]), (save_checkpoint, {"a": 1}, {"a": 2})],
+    ids=["text", "json", "checkpoint"],
+)
+def test_whatever_is_written_is_written_atomically(write, old, new, tmp_path, monkeypatch):
+    path = tmp_path / "file"
+    write(path, old)
+    before = path.read_bytes()
+
+    def interrupted(handle):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "fsync", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        write(path, new)
+    assert [entry.name for entry in tmp_path.iterdir()] == ["file"] and path.read_bytes() == before
+
+
+def test_a_run_stands_for_its_best_weights(tmp_path):
+    last, best = tmp_path / "checkpoint.pt", tmp_path / "best.pt"
+    assert find(tmp_path) == last  # to be named as missing
+    last.touch()
+    assert find(tmp_path) == last
+    best.touch()
+    assert find(tmp_path) == best
+    assert find(last) == last
+
+
+def test_a_new_run_has_the_number_after_the_largest(tmp_path):
+    runs = tmp_path / "runs"
+    assert claim(None, (), runs) == runs / "001"
+    for name in ("009", "notes"):
+        (runs / name).mkdir()
+    assert claim(None, (), runs) == runs / "010"
 
 
 def test_progress_is_live_on_a_terminal_and_silent_in_a_log(monkeypatch, capsys):

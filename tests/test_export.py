@@ -76,6 +76,29 @@ def test_export_of_tokens_and_lengths(strict: bool) -> None:
     )
 
 
+class WithTable(nn.Module):
+    """Tokens that stand for rows of a table with seven of them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rnn = build(fastlstm, "LSTM", I, H, 2)
+        self.table = nn.Parameter(torch.randn(7, I))
+
+    def forward(self, tokens: Tensor):
+        return self.rnn(tokens, embedding=self.table)
+
+
+@strictness
+def test_export_of_an_embedding(strict: bool) -> None:
+    """Whether a call has more tokens than the table has rows is no part of the program."""
+    steps, batch = Dim("steps"), Dim("batch")
+    examples = [(torch.randint(7, size),) for size in ((2, 3), (9, 2), (4, 5), (1, 1))]
+    for first in (0, 1):
+        assert_exports(
+            WithTable(), strict, {"tokens": {0: steps, 1: batch}}, *examples[first:], examples[0]
+        )
+
+
 @two_kinds
 def test_exported_program_trains(kind: str) -> None:
     """What a graph captured for training runs is differentiated like any other module."""

@@ -5,8 +5,10 @@ from collections.abc import Callable
 import pytest
 import torch
 from helpers import MODES, Case, Values, cases, dtypes, modes, ours, with_tokens
+from module_pairs import build, flat, kinds
 from torch import Tensor
 from torch.autograd import gradcheck, gradgradcheck
+from torch.func import functional_call
 
 import fastlstm
 from fastlstm import autograd
@@ -235,6 +237,48 @@ def test_dropout(check: Callable) -> None:
         return output, h_n, c_n
 
     assert check(function, [v.clone().requires_grad_() for v in values.values()], fast_mode=True)
+
+
+@pytest.mark.parametrize("cell", [False, True], ids=["layer", "cell"])
+@kinds
+def test_create_graph_through_a_state_handed_on(kind: str, cell: bool) -> None:
+    """The state of the second call depends on its weights; a gradient counts each path once."""
+    rnn = build(fastlstm, kind, 2, 3, cell=cell, dtype=torch.float64)
+    steps = torch.randn(2, 2, 2, dtype=torch.float64)
+    names = [name for name, _ in rnn.named_parameters()]
+
+    def function(*weights: Tensor) -> Tensor:
+        state = None
+        for x in steps:
+            results = functional_call(
+                rnn, dict(zip(names, weights, strict=True)), (x if cell else x[None], state)
+            )
+            state = results if cell else results[1]
+        return flat(state)[0]
+
+    weights = list(rnn.parameters())
+    grads = [
+        torch.autograd.grad(function(*weights).sin().sum(), weights, create_graph=create)
+        for create in (False, True)
+    ]
+    torch.testing.assert_close(*grads, rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.parametrize("steps", [0, 1])
+def test_create_graph_where_some_inputs_do_not_count(steps: int) -> None:
+    """Without a step only the state does, and c of the first one is from before W_hr."""
+    lstm = fastlstm.LSTM(2, 4, proj_size=3, dtype=torch.float64)
+    sizes = {"x": (steps, 2, 2), "h0": (1, 2, 3), "c0": (1, 2, 4)}
+    leaves = [torch.randn(s, dtype=torch.float64).requires_grad_() for s in sizes.values()]
+    x, h0, c0 = leaves
+    wanted = [*leaves, *lstm.parameters()]
+    found = [
+        torch.autograd.grad(
+            lstm(x, (h0, c0))[1][1].sin().sum(), wanted, create_graph=create, materialize_grads=True
+        )
+        for create in (False, True)
+    ]
+    torch.testing.assert_close(*found, rtol=1e-12, atol=1e-14)
 
 
 @dtypes

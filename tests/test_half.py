@@ -203,6 +203,35 @@ def test_autocast(kind: str, dtype: torch.dtype, options: dict) -> None:
     assert {p.grad.dtype for p in module.parameters()} == {torch.float32}
 
 
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script.*:DeprecationWarning")
+@kinds
+def test_derivatives_under_autocast(kind: str) -> None:
+    """The loop that computes them rounds where the kernels do, whatever autocast would do to it."""
+    module = build(fastlstm, kind, 5, 17, bidirectional=True)
+    narrow = copy.deepcopy(module).bfloat16()
+    x, t = torch.randn(2, 9, 3, 5).bfloat16()
+
+    def derivatives(module: nn.Module, x: Tensor, t: Tensor) -> list[Tensor]:
+        def loss(x: Tensor) -> Tensor:
+            return sum(out.float().sin().sum() for out in flat(module(x)))
+
+        def gradient(x: Tensor) -> Tensor:
+            return torch.func.grad(loss)(x)
+
+        found = [
+            torch.func.jvp(lambda x: flat(module(x))[0], (x,), (t,))[1],
+            torch.func.jvp(gradient, (x,), (t,))[1],
+            torch.func.vjp(gradient, x)[1](t)[0],
+        ]
+        return [d.float() for d in found]
+
+    expected = derivatives(narrow, x, t)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = derivatives(module, x.float(), t.float())
+    for mine, other in zip(found, expected, strict=True):
+        assert torch.equal(mine, other)
+
+
 @kinds
 def test_autocast_takes_input_of_any_narrow_dtype(kind: str) -> None:
     module = build(fastlstm, kind, 5, 17)
@@ -238,6 +267,14 @@ def test_no_cast_unasked(kind: str, what: str) -> None:
         else:
             module.weight_hh_l0 = nn.Parameter(module.weight_hh_l0.float())
             module(torch.zeros(9, 3, 5).bfloat16())
+
+
+def test_the_state_that_is_wrong_is_named() -> None:
+    module, x = build(fastlstm, "LSTM", 5, 4, dtype=torch.bfloat16), torch.zeros(9, 3, 5).bfloat16()
+    narrow, wide = torch.zeros(1, 3, 4).bfloat16(), torch.zeros(1, 3, 4)
+    for name, hx in (("h0", (wide, narrow)), ("c0", (narrow, wide))):
+        with pytest.raises(RuntimeError, match=f"{name} must have dtype torch.bfloat16, got torch"):
+            module(x, hx)
 
 
 @kinds
