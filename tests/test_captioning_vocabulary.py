@@ -31,7 +31,8 @@ def test_vocabulary_counts_and_orders_words():
     vocabulary = Vocabulary.build(captions, 2)
     assert vocabulary.words == [*SPECIAL, "a", "c"]
     assert vocabulary.words == Vocabulary.build(captions[::-1], 2).words
-    assert Vocabulary.build(captions, 1).words == [*SPECIAL, "a", "c", "b", "d"]
+    for order in (captions, captions[::-1], ["d c b a", "a c a"]):
+        assert Vocabulary.build(order, 1).words == [*SPECIAL, "a", "c", "b", "d"]
     assert len(vocabulary) == 6 and "c" in vocabulary and "b" not in vocabulary
 
 

@@ -1,5 +1,6 @@
 """torch.compile: one graph, equal results, one operator a layer whatever T is."""
 
+import copy
 from collections.abc import Callable
 from contextlib import nullcontext
 
@@ -283,6 +284,20 @@ def test_transforms_in_a_graph() -> None:
     ):
         compiled = torch.compile(transformed, backend="aot_eager", fullgraph=True)
         torch.testing.assert_close(compiled(parameters, x), transformed(parameters, x))
+
+
+def test_transform_in_a_graph_under_autocast() -> None:
+    """What stands in for the kernels rounds where they do, whatever autocast would do to it."""
+    module, x = fastlstm.GRU(I, H), torch.randn(2, T, N, I).bfloat16()
+    narrow = copy.deepcopy(module).bfloat16()
+
+    def run(module: nn.Module, x: Tensor) -> Tensor:
+        function = vmap(lambda x: module(x)[0])
+        return torch.compile(function, backend="aot_eager", fullgraph=True)(x)
+
+    expected = run(narrow, x)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(run(module, x.float()), expected)
 
 
 @two_kinds

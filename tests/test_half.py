@@ -246,6 +246,20 @@ def test_autocast_takes_input_of_any_narrow_dtype(kind: str) -> None:
 
 
 @kinds
+@pytest.mark.parametrize("cell", [False, True], ids=["layer", "cell"])
+def test_autocast_of_another_device_changes_nothing(kind: str, cell: bool) -> None:
+    module = build(fastlstm, kind, 5, 17, cell=cell)
+    x = torch.randn(3, 5)
+    expected = flat(module(x))
+    torch.set_autocast_enabled("cuda", True)
+    try:
+        assert all(map(torch.equal, flat(module(x)), expected))
+        assert all(t.dtype == torch.float32 for t in flat(module(x)))
+    finally:
+        torch.set_autocast_enabled("cuda", False)
+
+
+@kinds
 def test_autocast_leaves_float64_alone(kind: str) -> None:
     mine, theirs = pair(kind, 5, 4)
     x = torch.randn(9, 3, 5, dtype=torch.float64)

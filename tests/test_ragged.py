@@ -7,8 +7,10 @@ import pytest
 import torch
 from error_rule import assert_parity, assert_same
 from helpers import MODES, OUTPUTS, Case, cases, dtypes, modes, ours, plain, solve, theirs
+from module_pairs import assert_same_module, directions, kinds, pair, randn, state_for
 from test_parity import chunked
 from torch import Tensor
+from torch.nn.utils.rnn import pack_sequence
 
 MIXED = (3, 9, 0, 1, 9, 4, 4)
 SORTED = (9, 9, 6, 4, 4, 3, 1)
@@ -361,6 +363,16 @@ def test_first_rows_of_a_packed_batch_equal_torch_nn(mode: str) -> None:
     found, expected = (solve(solver, case, values, None) for solver in (ours, theirs))
     for name in case.outputs:
         torch.testing.assert_close(found[name], expected[name], rtol=0, atol=1e-12)
+
+
+@kinds
+@directions
+def test_states_of_unsorted_sequences_keep_their_order(kind: str, bidirectional: bool) -> None:
+    """Three in a ring: the order that sorts them is not the one that brings them back."""
+    mine, theirs = pair(kind, 5, 4, 2, bidirectional=bidirectional)
+    packed = pack_sequence([randn(n, 5) for n in (3, 1, 4)], enforce_sorted=False)
+    assert not torch.equal(packed.sorted_indices, packed.unsorted_indices)
+    assert_same_module(mine, theirs, packed, state_for(mine, 3))
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bf16", "f16"])
