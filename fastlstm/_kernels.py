@@ -61,8 +61,8 @@ class Call:
         """Run backward: from a gradient for each output, or None, to one for each input in need."""
         raise NotImplementedError
 
-    def reads(self, needs: tuple[bool, ...]) -> tuple[Sequence[bool], Sequence[bool]]:
-        """Which numbers :meth:`pull_back` reads, of the inputs and of what is kept, for ``needs``."""
+    def unread(self, needs: tuple[bool, ...]) -> "Unread":
+        """Of which inputs, and of what that is kept, :meth:`pull_back` reads no number."""
         raise NotImplementedError
 
     def reference(self, tensors: Tensors) -> Tensors:
@@ -117,8 +117,8 @@ class Layer(Call):
         found = (dx, dembedding, dh0, dc0, None, None, None, *(dweights or [None] * len(weights)))
         return [grad if needed else None for grad, needed in zip(found, needs, strict=True)]
 
-    def reads(self, needs):
-        return _layer_reads(self.mode, needs)
+    def unread(self, needs):
+        return _unread_of_layer(self.mode, needs)
 
     def reference(self, tensors):
         h_type, _ = kernel_types(tensors[self.num_states])
@@ -172,8 +172,8 @@ class Cell(Call):
         )
         return [grad if needed else None for grad, needed in zip(found, needs, strict=True)]
 
-    def reads(self, needs):
-        return _cell_reads(self.mode, needs)
+    def unread(self, needs):
+        return _unread_of_cell(self.mode, needs)
 
     def reference(self, tensors):
         h_type, _ = kernel_types(tensors[3])
@@ -191,27 +191,32 @@ class Cell(Call):
 
 
 _MODES = ("LSTM", "GRU", "RNN_TANH", "RNN_RELU")
-Reads = tuple[tuple[bool, ...], tuple[bool, ...]]
+# Places among the inputs, and among what is kept.
+Unread = tuple[tuple[int, ...], tuple[int, ...]]
 
 
 # Cached, as is what they are asked: a call of a small cell takes a few microseconds.
 @lru_cache(maxsize=1024)
-def _layer_reads(mode: str, needs: tuple[bool, ...]) -> Reads:
+def _unread_of_layer(mode: str, needs: tuple[bool, ...]) -> Unread:
     needs_x, needs_embedding, *_ = needs
     needs_weights = any(needs[Layer.num_states :])
     directions = (len(needs) - Layer.num_states) // 5
-    inputs = (needs_weights or needs_embedding, needs_weights, False, False, True, True, True)
-    inputs += (needs_x or needs_embedding, True, False, False, True) * directions
+    reads = (needs_weights or needs_embedding, needs_weights, False, False, True, True, True)
+    reads += (needs_x or needs_embedding, True, False, False, True) * directions
     # Of an LSTM, the cell itself reads c.
-    return inputs, (needs_weights or mode != "LSTM", True, True)
+    return _places_without(reads), () if needs_weights or mode != "LSTM" else (0,)
 
 
 @lru_cache(maxsize=1024)
-def _cell_reads(mode: str, needs: tuple[bool, ...]) -> Reads:
+def _unread_of_cell(mode: str, needs: tuple[bool, ...]) -> Unread:
     needs_x, needs_h, _, *rest = needs
     needs_weights = any(rest)
     reads_h, reads_c = needs_weights or mode == "GRU", mode == "LSTM"
-    return (needs_weights, reads_h, reads_c, needs_x, needs_h, False, False), (True, True, True)
+    return _places_without((needs_weights, reads_h, reads_c, needs_x, needs_h, False, False)), ()
+
+
+def _places_without(flags: Sequence[bool]) -> tuple[int, ...]:
+    return tuple(i for i, flag in enumerate(flags) if not flag)
 
 
 # Made once, for the same reason.

@@ -108,16 +108,16 @@ class Recurrence(torch.autograd.Function):
     @staticmethod
     def forward(ctx, call, *tensors):
         outputs, kept = call.run(tensors, KEEP_ALL)
-        read, read_kept = call.reads(ctx.needs_input_grad[1:])
-        ctx.call = call
-        saved, held = [], []
-        for t, is_read in zip(tensors, read, strict=True):
-            saved.append(t if is_read else None)
-            held.append(None if is_read or t is None else (t, _version(t)))
-        if not all(read_kept):
-            kept = [t if is_read else None for t, is_read in zip(kept, read_kept, strict=True)]
+        unread, unread_kept = call.unread(ctx.needs_input_grad[1:])
+        saved, kept, held = list(tensors), list(kept), []
+        for i in unread:
+            if tensors[i] is not None:
+                held.append((i, tensors[i], _version(tensors[i])))
+                saved[i] = None
+        for i in unread_kept:
+            kept[i] = None
         ctx.save_for_backward(*saved, *kept)
-        ctx.held = held
+        ctx.call, ctx.held = call, held
         # Outputs lie in the memory of what is kept, and they may be changed in place.
         ctx.witnesses = [
             _C.version_of(outputs[i]) for i in call.kept_outputs if kept[i] is not None
@@ -130,11 +130,9 @@ class Recurrence(torch.autograd.Function):
         call, needs, saved = ctx.call, ctx.needs_input_grad[1:], ctx.saved_tensors
         if all(grad is None for grad in grads):
             return (None,) * (1 + len(needs))
-        tensors = [
-            t if pair is None else pair[0]
-            for t, pair in zip(saved[: len(needs)], ctx.held, strict=True)
-        ]
-        kept = saved[len(needs) :]
+        tensors, kept = list(saved[: len(needs)]), saved[len(needs) :]
+        for i, t, _ in ctx.held:
+            tensors[i] = t
         if torch.compiler.is_compiling():  # by compiled autograd
             kernel = ops.backward_of(call, ctx.witnesses)
             return None, *call.pull_back(tensors, kept, grads, needs, kernel)
@@ -159,8 +157,8 @@ def _version(t: Tensor) -> int:
     return 0 if t.is_inference() else t._version
 
 
-def _check_unchanged(held: Sequence[tuple[Tensor, int] | None]) -> None:
-    for t, version in filter(None, held):
+def _check_unchanged(held: Sequence[tuple[int, Tensor, int]]) -> None:
+    for _, t, version in held:
         if _version(t) != version:
             raise RuntimeError(
                 "one of the variables needed for gradient computation has been modified by an inplace"

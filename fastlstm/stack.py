@@ -23,6 +23,7 @@ from fastlstm.reference import LSTMStates, RNNStates
 Weights = Sequence[Sequence[Tensor | None]]
 
 _PROXY = torch._C._TorchDispatchModeKey.PROXY
+_dispatch_mode, _is_compiling = torch._C._get_dispatch_mode, torch.compiler.is_compiling
 _WEIGHT_NAMES = ("w_ih", "w_hh", "b_ih", "b_hh", "w_hr")
 _REQUIRED_WEIGHTS = _WEIGHT_NAMES[:2]
 
@@ -188,9 +189,10 @@ def _apart(t: Tensor) -> Tensor:
 
 
 def _is_captured() -> bool:
-    if torch._C._are_functorch_transforms_active() or torch.compiler.is_exporting():
-        return False
-    return torch.compiler.is_compiling() or torch._C._get_dispatch_mode(_PROXY) is not None
+    is_compiling = _is_compiling() and not torch.compiler.is_exporting()
+    if is_compiling or _dispatch_mode(_PROXY) is not None:
+        return not torch._C._are_functorch_transforms_active()
+    return False
 
 
 def _five_weights(mode: str, entry: Sequence[Tensor | None]) -> tuple[Tensor | None, ...]:

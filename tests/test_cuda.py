@@ -21,6 +21,7 @@ from torch import Tensor
 import fastlstm
 
 SMALL = Case(5, 3, 4, 17)
+# In a ring: the order that sorts them is not the one that brings them back.
 RAGGED = Case(5, 3, 4, 17, lengths=(3, 0, 5))
 DTYPES = {"f32": torch.float32, "f64": torch.float64, "bf16": torch.bfloat16, "f16": torch.float16}
 dtypes = pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
@@ -71,6 +72,16 @@ def test_parity(dev: Device, case: Case, dtype: torch.dtype) -> None:
 )
 def test_sequences_of_several_lengths(dev: Device, case: Case, dtype: torch.dtype) -> None:
     check(dev, case, dtype)
+
+
+@cases(
+    Case(2, 300, 1, 3, lengths=tuple(n % 3 for n in range(300)), bidirectional=True),
+    Case(300, 2, 1, 3, lengths=(257, 300), bidirectional=True),
+    Case(300, 2, 1, 3, lengths=(300, 257), packed=True),
+)
+def test_tables_of_rows_in_several_launches(dev: Device, case: Case) -> None:
+    """Of more than 256 entries, which one launch can write."""
+    check(dev, case, torch.bfloat16)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["f32", "f64"])
@@ -154,6 +165,21 @@ def test_the_place_of_the_numbers_changes_no_bit(dev: Device) -> None:
     draw = random.Random(0)
     for _ in range(40):
         check_odd(draw, *drawn_case(draw), dev.ours)
+
+
+def test_weights_whose_rows_overlap(dev: Device) -> None:
+    """As those of an expanded tensor do. cuBLAS takes none."""
+    case = replace(SMALL, proj_size=5, bidirectional=True)
+    vectors, cotangents = case.problem(torch.float32), case.cotangents(torch.float32)
+    tokens = with_tokens(case, vectors, 7) | {"embedding": torch.randn(7, case.I)}
+    for values in (vectors, tokens):
+        for name in [n for n, t in values.items() if t.dim() == 2 and n != "x"]:
+            rows = values[name][:1].expand_as(values[name])
+            found, expected = (
+                solve(dev.ours, case, values | {name: t}, cotangents)
+                for t in (rows, rows.contiguous())
+            )
+            assert_same(found, expected)
 
 
 @modes
@@ -342,14 +368,21 @@ def test_token_out_of_range(dev: Device) -> None:
         module(torch.tensor([[0, 1], [3, 2]]))
 
 
-def test_input_projected_in_several_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A batch whose gates take 18 MB, and its halves, which are one chunk of 16 MB each."""
+@pytest.mark.parametrize("lengths", [(68,) * 256, (68, *(4,) * 255)], ids=["full", "ragged"])
+def test_input_projected_in_several_chunks(
+    monkeypatch: pytest.MonkeyPatch, lengths: tuple[int, ...]
+) -> None:
+    """A batch whose gates take 18 MB, and its halves, which are one chunk of 16 MB each.
+
+    Backwards the first chunk of the ragged one has the fewest rows.
+    """
     monkeypatch.setenv("FASTLSTM_CUDA_KERNEL", "stepwise")
     module = fastlstm.LSTM(1, 64, bidirectional=True).requires_grad_(False)
-    x = torch.randn(68, 256, 1)
+    x, lengths = torch.randn(68, 256, 1), torch.tensor(lengths)
     with device("simt"):
-        whole = module(x)[0]
-        halves = [module(half)[0] for half in x.chunk(2, dim=1)]
+        whole = module(x, lengths=lengths)[0]
+        parts = zip(x.chunk(2, dim=1), lengths.chunk(2), strict=True)
+        halves = [module(half, lengths=own)[0] for half, own in parts]
     assert torch.equal(whole, torch.cat(halves, dim=1))
 
 

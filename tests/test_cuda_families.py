@@ -207,6 +207,24 @@ def test_lengths_and_packing_agree(dev: Device, problem: Problem) -> None:
     assert torch.equal(padded["h_n"], found["h_n"])
 
 
+def test_grid_in_several_launches() -> None:
+    """In one its blocks exchange up to 16 MiB, and nothing of that is left for the next."""
+    T, N, units, blocks = 34, 2048, 32, 2
+    assert T * N * units * blocks * 4 > 16 << 20
+    plan = f"grid:{units}x{blocks}x64x1"
+    module = fastlstm.RNN(1, 8).requires_grad_(False)
+    x = torch.randn(T, N, 1)
+    with device("simt") as dev, forced(plan):
+        dev.allow_tf32(True)
+        whole = module(x)[0]
+        rest = module(x[-2:], whole[None, -3])[0]
+        found = simt_extension.load().cuda_choice(
+            mode="RNN_TANH", backward=False, T=T, N=N, H=8, dtype=torch.float32, wanted=plan
+        )
+    assert found["method"] == "grid"
+    assert torch.equal(whole[-2:], rest)
+
+
 @pytest.mark.parametrize("dtype", ["bf16", "tf32"])
 @pytest.mark.parametrize("mode", ["LSTM", "GRU"])
 @pytest.mark.parametrize("method", CASES)
