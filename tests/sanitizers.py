@@ -12,6 +12,7 @@ import subprocess
 import sys
 import sysconfig
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import fastlstm
@@ -19,10 +20,16 @@ import fastlstm
 ROOT = Path(__file__).resolve().parent.parent
 BUILD = ROOT / "build" / "sanitize"
 
-# Which tests run in which build, if they are there.
-ADDRESS = ["races", "cells_parity", "half", "isolation", "layouts", "memory", "parity", "ragged"]
-ADDRESS += ["schedule", "states", "tokens", "odd_tensors"]
-TESTS = {"address": ADDRESS, "thread": ["races", "isolation"]}
+# Which tests run in which build, if they are there; each list is a process.
+TESTS = {
+    "address": [
+        ["races", "half", "parity", "schedule", "states", "tokens"],
+        ["cells_parity", "isolation", "layouts", "memory", "odd_tensors", "ragged"],
+    ],
+    "thread": [["races", "isolation"]],
+}
+# And on kernels that are not the best of the machine: those of them that are marked `paths`.
+OTHER_KERNELS = [["races", "cells_parity", "layouts", "states"]]
 
 # Fatal where found: a report names the place, and the log the test. Of what libraries do that are not
 # instrumented ThreadSanitizer sees a part, and would take it for races.
@@ -93,30 +100,41 @@ def command(kind: str, *words: str) -> list[str]:
     return list(words)
 
 
-def run_tests(kind: str, capability: str, arguments: list[str]) -> None:
-    """Those of a kind on the kernels of a capability: marked `paths`, where it is not the best."""
-    files = [ROOT / "tests" / f"test_{name}.py" for name in TESTS[kind]]
+def run_tests(kind: str, capability: str, names: list[str], arguments: list[str]) -> None:
+    """The tests of some files on the kernels of a capability."""
+    files = [ROOT / "tests" / f"test_{name}.py" for name in names]
     # Not `python -m pytest`, which finds the package of the working folder first. The reports go
     # past pytest, which is gone when they are read.
     words = [str(Path(sysconfig.get_path("scripts"), "pytest")), "-v", "--capture=sys"]
     words += ["-p", "no:cacheprovider", *(str(f) for f in files if f.exists())]
-    best = capability == fastlstm._C.capabilities()[0]
-    words += ["-m", "not slow" if best else "not slow and paths"]
+    words += ["-m", "not slow" if capability == best_kernels() else "not slow and paths"]
     start = time.perf_counter()
     last = run(
         command(kind, *words, *arguments),
         environment(kind) | {"ATEN_CPU_CAPABILITY": capability.lower()},
-        BUILD / f"{kind}-{capability}.log",
+        BUILD / f"{kind}-{capability}-{names[0]}.log",
     )
-    print(f"{kind}, {capability}, {time.perf_counter() - start:.0f} s: {last}", flush=True)
+    what = f"{kind}, {capability}, {names[0]} ..."
+    print(f"{what}, {time.perf_counter() - start:.0f} s: {last.strip(' =')}", flush=True)
+
+
+def best_kernels() -> str:
+    return fastlstm._C.capabilities()[0]
 
 
 def main(arguments: list[str]) -> None:
     kinds = arguments[:1] or list(TESTS)
     for kind in kinds:
         build(kind)
-        for capability in fastlstm._C.capabilities():
-            run_tests(kind, capability, arguments[1:])
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        running = [
+            pool.submit(run_tests, kind, capability, names, arguments[1:])
+            for kind in kinds
+            for capability in fastlstm._C.capabilities()
+            for names in (TESTS[kind] if capability == best_kernels() else OTHER_KERNELS)
+        ]
+        for each in running:
+            each.result()
     if not arguments:
         words = [sys.executable, "-m", "pytest", "-q", str(ROOT / "tests" / "test_sanitizers.py")]
         env = {**os.environ, "FASTLSTM_SANITIZER_BUILDS": "1"}

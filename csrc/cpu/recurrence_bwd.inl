@@ -133,8 +133,8 @@ void recurrence_bwd(const RecurrenceBwd<typename V::scalar>& p, const Share& sha
   for (int64_t s = 0; s < d.t_end - d.t_begin; ++s) {
     const int64_t t = d.reverse ? d.t_begin + s : d.t_end - 1 - s;
     const int64_t count = share_rows(p.step_begin, t, share);
-    // At the end of the longest sequences there are no dgates to multiply.
-    const int64_t K_all = d.next[p.step_begin[t]] == kSequenceEnds ? 0 : p.K;
+    // At the end of the longest sequences there are no dgates to multiply, and behind it no rows.
+    const int64_t K_all = count == 0 || d.next[p.step_begin[t]] == kSequenceEnds ? 0 : p.K;
     if constexpr (StepOperands<V>::kConverts) {
       if (K_all > 0) convert_dgates_next(p, d, t, share, count, operands);
     }
