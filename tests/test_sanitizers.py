@@ -28,6 +28,10 @@ for N, H in ((2, 97), (16, 49)):
     layer = fastlstm.LSTM(5, H)
     layer(torch.randn(4, N, 5))[0].sum().backward()
 """
+BIDIRECTIONAL = """
+import torch, fastlstm
+fastlstm.LSTM(5, 7, bidirectional=True)(torch.randn(4, 3, 5))
+"""
 SCHEDULE = """
 import fastlstm
 fastlstm._C.schedule(batch_size=1000, hidden_size=100000, gates=4, num_directions=1, ragged=False,
@@ -51,7 +55,7 @@ FAULTS = {
         "csrc/row_plan.cpp",
         r"after >= length\[n\]\)",
         "after > length[n])",
-        LAYERS,
+        BIDIRECTIONAL,
         ("AddressSanitizer: heap-buffer-overflow", "READ of size 8", "row_plan.cpp"),
     ),
     "overflow": Fault(
@@ -131,7 +135,7 @@ def planted(fault: Fault, folder: Path) -> Path:
 
 @pytest.mark.parametrize("kind", ["address", "thread"])
 def test_the_instrumented_package_is_the_one_that_runs_and_has_no_fault(kind: str) -> None:
-    show = f"{LAYERS}{SCHEDULE}print(fastlstm._C.__file__)"
+    show = f"{LAYERS}{BIDIRECTIONAL}{SCHEDULE}print(fastlstm._C.__file__)"
     result = run(kind, show)
     assert result.returncode == 0, result.stderr
     assert Path(result.stdout.strip()).is_relative_to(sanitizers.package_folder(kind))
