@@ -30,11 +30,16 @@ def differentiable_pull_back(
 ) -> Tensors:
     """Compute the gradients with operations, which autograd can differentiate if it is enabled."""
     create_graph = torch.is_grad_enabled()
-    given = [grad is not None for grad in grads]
     with torch.enable_grad(), without_autocast(tensors):
         # Aliases: the gradient of one input must not flow on through the history of another.
         tensors = [None if t is None else t.view_as(t) for t in tensors]
         outputs = call.reference(tensors)
+        # Without a step, an output depends on nothing but the state before, if there is one.
+        given = [
+            grad is not None and out.requires_grad for grad, out in zip(grads, outputs, strict=True)
+        ]
+        if not any(given):
+            return spread([torch.zeros_like(t) for t in pick(tensors, needs)], needs)
         found = torch.autograd.grad(
             pick(outputs, given),
             pick(tensors, needs),

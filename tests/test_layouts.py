@@ -143,3 +143,14 @@ def test_empty_sequence_leaves_the_state_alone(
         for name in case.state_names:
             assert torch.equal(found[f"{name[0]}_n"], values[name])
             assert torch.equal(found[f"grad {name}"], cotangents[f"{name[0]}_n"])
+
+
+@modes
+def test_an_empty_sequence_has_higher_derivatives(mode: str) -> None:
+    case = Case(0, 3, 4, 17, mode=mode, state=False)
+    values = case.problem(torch.float64)
+    x = values["x"].requires_grad_()
+    w_hh = values["w_hh_0"].requires_grad_()
+    loss = sum(v.sum() for v in ours(case, values).values())
+    grads = torch.autograd.grad(loss, [x, w_hh], create_graph=True)
+    assert [g.shape for g in grads] == [x.shape, w_hh.shape] and not any(g.any() for g in grads)

@@ -130,7 +130,7 @@ int num_threads() {
     return 1;
   return std::min(at::get_num_threads(), usable_cores());
 #elif defined(FASTLSTM_STD_THREADS)
-  return at::in_parallel_region() ? 1 : std::min(at::get_num_threads(), usable_cores());
+  return at::in_parallel_region() ? 1 : at::get_num_threads();
 #else
   return 1;
 #endif

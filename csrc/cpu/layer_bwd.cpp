@@ -78,8 +78,7 @@ class LayerBwd : LayerBase<S> {
     const auto options = input_.weights[0].w_ih.options();
     step_workspace_ = this->step_workspace(G_);
     zeros_ = at::zeros({std::max({dgates_stride_, H_, P_})}, options);
-    if (needs_.weights || needs_.embedding)
-      workspace_ = scratch(threads_ * k_.weight_grad_workspace);
+    if (needs_.weights) workspace_ = scratch(threads_ * k_.weight_grad_workspace);
     for (int d = 0; d < D_; ++d) {
       const DirectionWeights& w = input_.weights[d];
       next_[d] = plan_.next(d);
