@@ -108,6 +108,7 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
         py::arg("hidden_size"), py::arg("gates"), py::arg("num_directions"), py::arg("ragged"),
         py::arg("num_threads"), py::arg("lanes"), py::arg("crowded") = false);
   m.def("num_threads", &cpu::num_threads, "Threads that a call of enough work takes here and now");
+  m.def("is_crowded", &cpu::is_crowded, "Whether threads are not to wait for each other now");
   m.def("quota_cores", &cpu::quota_cores, "Cores by the quota of the control group, 0 without one",
         py::arg("root") = "");
   m.def("activation", &activation, "exp, sigmoid or tanh of the kernels, element by element",

@@ -46,6 +46,8 @@ struct Share {
 struct Barrier {
   alignas(64) int arrived;
   alignas(64) int epoch;
+  // Nanoseconds that threads waited for one that did not run: the waits of 100 us and more.
+  alignas(64) int64_t late;
 };
 
 constexpr int kMaxDirections = 2;

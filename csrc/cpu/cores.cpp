@@ -9,8 +9,6 @@
 
 #if defined(__linux__)
 #include <sched.h>
-#include <sys/resource.h>
-#include <unistd.h>
 #endif
 
 namespace fastlstm {
@@ -59,7 +57,7 @@ int group_cores(const std::string& folder, bool unified) {
 }
 
 // Together they are the last window of watched time.
-std::atomic<int64_t> window_switches{0}, window_time{0};
+std::atomic<int64_t> window_late{0}, window_time{0};
 std::atomic<int64_t> crowded_until{0}, next_hold{0};
 
 }  // namespace
@@ -105,36 +103,25 @@ int64_t now_in_nanoseconds() {
       .count();
 }
 
-int64_t switches_of_thread() {
-#if defined(__linux__)
-  rusage usage{};
-  getrusage(RUSAGE_THREAD, &usage);
-  return usage.ru_nivcsw;
-#else
-  return 0;
-#endif
-}
-
 bool is_crowded() {
   const int64_t until = crowded_until.load(std::memory_order_relaxed);
   return until != 0 && now_in_nanoseconds() < until;
 }
 
-// A busy core takes turns every 3 to 4 ms: 250 switches a second and more. On a quiet machine there
-// were fewer than 10. While it is crowded a trial is made from time to time, each time later: it
-// takes as long as the calls of a window, whose threads wait for each other again.
-void report_team(int64_t switches, int64_t nanoseconds) {
-  constexpr int64_t kWindow = 20 * kMillisecond, kFirstHold = 100 * kMillisecond,
-                    kLongestHold = 1000 * kMillisecond;
-  constexpr int64_t kManySwitches = 3;  // of a window
-  // Calls from several threads at once only blur the count.
-  const int64_t seen = window_switches.fetch_add(switches) + switches;
-  const int64_t time = window_time.fetch_add(nanoseconds) + nanoseconds;
-  const bool many = seen >= kManySwitches;
-  if (time < kWindow && !many) return;
-  window_switches = 0;
+// A window ends after 100 ms of threads, or when 20 ms of it were waits; a fifth in waits is
+// crowded: one turn of another process, which on a quiet machine happens too, is 4 ms. While it is
+// crowded a trial is made from time to time, each time later: it takes as long as the calls of a
+// window, whose threads wait for each other again.
+void report_team(int64_t late, int64_t total) {
+  constexpr int64_t kWindow = 100 * kMillisecond, kFirstHold = 100 * kMillisecond,
+                    kLongestHold = 1000 * kMillisecond, kShare = 4;
+  // Calls from several threads at once only blur the sums.
+  const int64_t waited = window_late.fetch_add(late) + late;
+  const int64_t time = window_time.fetch_add(total) + total;
+  if (time < kWindow && kShare * waited < kWindow) return;
+  window_late = 0;
   window_time = 0;
-  if (!many || seen * kWindow < kManySwitches * time) {
+  if (kShare * waited < time) {
     next_hold = kFirstHold;
     return;
   }

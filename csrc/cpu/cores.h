@@ -19,12 +19,9 @@ int quota_cores(const std::string& root);
 // Such threads wait for whole time slices, so that one of them alone is faster.
 bool is_crowded();
 
-// Involuntary context switches of this thread so far.
-int64_t switches_of_thread();
-
-// What is_crowded() knows: how often the threads of a team were switched away from, and for how
-// long it ran.
-void report_team(int64_t switches, int64_t nanoseconds);
+// What is_crowded() knows: how long the threads of a team ran, and how much of it they waited for
+// one that did not run (Barrier::late). Nanoseconds of all threads together.
+void report_team(int64_t late, int64_t total);
 
 int64_t now_in_nanoseconds();
 

@@ -5,7 +5,6 @@
 #include <ATen/ops/empty.h>
 
 #include <algorithm>
-#include <atomic>
 #include <type_traits>
 #include <vector>
 
@@ -44,7 +43,7 @@ class LayerBase {
         P_(input.weights[0].w_hh.size(1)),
         D_(plan.directions),
         reserve_stride_((cell_.reserve + projected_) * H_),
-        threads_(num_threads()) {
+        threads_(layer_threads(plan.rows() * G_ * std::max(I_, P_))) {
     const int64_t bytes = static_cast<int64_t>(sizeof(S)) * std::max(G_, cell_.dgates * H_);
     const int64_t rows = std::max<int64_t>(1, kChunkBytes / std::max<int64_t>(1, bytes));
     const int64_t steps = std::max<int64_t>(1, rows / std::max<int64_t>(1, N_));
@@ -53,6 +52,13 @@ class LayerBase {
     // Behind the longest sequence there is nothing to do.
     while (chunk_.size() > 2 && step_begin(chunk_[chunk_.size() - 2]) == plan.rows())
       chunk_.pop_back();
+  }
+
+  // On crowded cores even the end of a team may wait for a turn of another process, of
+  // milliseconds: a layer whose products take a thread no longer than that is computed by one.
+  static int layer_threads(int64_t multiply_adds) {
+    constexpr int64_t kWorkOfATurn = 100000000;
+    return is_crowded() && multiply_adds < kWorkOfATurn ? 1 : num_threads();
   }
 
   static const Kernels<S>& kernels_for(const LayerInput& input) {
@@ -134,16 +140,17 @@ class LayerBase {
       if (!of_all[i].empty()) busy = i + 1;
       for (const Share& share : of_all[i]) has_groups = has_groups || share.group_size > 1;
     }
-    std::atomic<int64_t> switches{0};
     const int64_t begin = has_groups ? now_in_nanoseconds() : 0;
     // The team may come out smaller than asked for: each thread then plans for the team there is.
     run_team(busy, [&](int thread, int team) {
       const auto shares = team == threads_ ? of_all : schedule(problem, team, k_.lanes);
-      const int64_t before = has_groups ? switches_of_thread() : 0;
       for (const Share& share : shares[thread]) kernel(p, share, &barriers[share.group]);
-      if (has_groups) switches += switches_of_thread() - before;
     });
-    if (has_groups) report_team(switches, now_in_nanoseconds() - begin);
+    if (has_groups) {
+      int64_t late = 0;
+      for (const Barrier& barrier : barriers) late += barrier.late;
+      report_team(late, (now_in_nanoseconds() - begin) * busy);
+    }
   }
 
   void matmul(const Rows<const S>& a, const Tensor& b_packed, const Rows<S>& c, int64_t M,
