@@ -189,10 +189,11 @@ def _apart(t: Tensor) -> Tensor:
 
 
 def _is_captured() -> bool:
-    is_compiling = _is_compiling() and not torch.compiler.is_exporting()
-    if is_compiling or _dispatch_mode(_PROXY) is not None:
-        return not torch._C._are_functorch_transforms_active()
-    return False
+    if _is_compiling():
+        is_captured = not torch.compiler.is_exporting()
+    else:
+        is_captured = _dispatch_mode(_PROXY) is not None
+    return is_captured and not torch._C._are_functorch_transforms_active()
 
 
 def _five_weights(mode: str, entry: Sequence[Tensor | None]) -> tuple[Tensor | None, ...]:
