@@ -61,7 +61,7 @@ CellInput all_readable(const CellInput& input) {
           readable("b_hh", input.b_hh)};
 }
 
-// To copy the arguments of a small cell takes 3 % of its time.
+// Asked first, so that everyday arguments are not copied once more.
 bool all_plain(const CellInput& input) {
   auto plain = [](const std::optional<Tensor>& t) { return !t || is_plain(*t); };
   return is_plain(input.x) && is_plain(input.h) && plain(input.c) && is_plain(input.w_ih) &&

@@ -195,8 +195,6 @@ LayerInput prepared(LayerInput input, const Backend& backend) {
     w.b_ih = readable("b_ih", w.b_ih);
     w.b_hh = readable("b_hh", w.b_hh);
     w.w_hr = readable("w_hr", w.w_hr);
-  }
-  for (DirectionWeights& w : input.weights) {
     input.bf16_products =
         input.bf16_products || (!backend.native_half && w.w_ih.scalar_type() == at::kBFloat16);
   }

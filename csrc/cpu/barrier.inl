@@ -18,7 +18,7 @@ FASTLSTM_INLINE int64_t barrier_clock() {
 
 // Spins first (a step is shorter than a futex call), then gives the core away: on a shared machine
 // the thread that is waited for may need it. A step takes microseconds, a turn of another process
-// on the core of that thread 0.4 to 4 ms: who has to wait for it says so (cores.h).
+// on the core of that thread much longer: who has to wait for it says so (cores.h).
 FASTLSTM_INLINE void wait_for_group(Barrier* barrier, int group_size) {
   constexpr int kSpins = 2000;
   constexpr int64_t kLate = 100000;
