@@ -11,10 +11,14 @@ namespace py = pybind11;
 namespace fastlstm {
 
 CellKind cell_kind(const std::string& mode) {
+  const CellKind found = kind_of(mode.c_str());
+  if (found < kNumCells) return found;
+  std::string known;
   for (int kind = 0; kind < kNumCells; ++kind) {
-    if (mode == kCellTraits[kind].mode) return static_cast<CellKind>(kind);
+    known += kind == 0 ? "" : kind == kNumCells - 1 ? " or " : ", ";
+    known += kCellTraits[kind].mode;
   }
-  TORCH_CHECK_VALUE(false, "mode must be LSTM, GRU, RNN_TANH or RNN_RELU, got ", mode);
+  TORCH_CHECK_VALUE(false, "mode must be ", known, ", got ", mode);
 }
 
 namespace {
@@ -115,6 +119,22 @@ py::tuple py_cell_bwd(const std::string& mode, const Tensor& x, const Tensor& h,
 }  // namespace
 
 void bind_layers(py::module_& m) {
+  // Local, as the tests import a second module that has it.
+  py::class_<CellTraits>(m, "CellTraits", py::module_local(), "csrc/cells/traits.h")
+      .def_readonly("mode", &CellTraits::mode)
+      .def_readonly("gates", &CellTraits::gates)
+      .def_readonly("reserve", &CellTraits::reserve)
+      .def_readonly("dgates", &CellTraits::dgates)
+      .def_readonly("separate", &CellTraits::separate)
+      .def_readonly("has_c", &CellTraits::has_c)
+      .def_readonly("has_carry", &CellTraits::has_carry)
+      .def_readonly("fwd_reads_state", &CellTraits::fwd_reads_state)
+      .def_readonly("bwd_reads_state", &CellTraits::bwd_reads_state)
+      .def_readonly("bwd_reads_prev_state", &CellTraits::bwd_reads_prev_state);
+  m.def(
+      "cells",
+      [] { return std::vector<CellTraits>(std::begin(kCellTraits), std::end(kCellTraits)); },
+      "Every cell that is compiled in, in the order of the list (csrc/cells/cells.h)");
   m.def("layer_fwd", &py_layer_fwd, "One layer: h, c, reserve, h_n, c_n (csrc/layer.h)",
         py::arg("mode"), py::arg("x"), py::arg("embedding"), py::arg("h0"), py::arg("c0"),
         py::arg("weights"), py::arg("batch_sizes"), py::arg("lengths"), py::arg("reset"),

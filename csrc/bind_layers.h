@@ -4,11 +4,11 @@
 
 #include <string>
 
-#include "cells/kinds.h"
+#include "cells/cells.h"
 
 namespace fastlstm {
 
-// "LSTM", "GRU", "RNN_TANH" or "RNN_RELU". Throws ValueError for another word.
+// By the mode of its traits. Throws ValueError for another word.
 CellKind cell_kind(const std::string& mode);
 
 // layer_fwd, layer_bwd, cell_fwd and cell_bwd.

@@ -1,13 +1,13 @@
 // One step of a cell alone, forward and backward: what LSTMCell, GRUCell and RNNCell call.
 //
-// N, I, H: batch, input size, hidden size. G: gates of the cell; R: its reserve (cells/kinds.h).
+// N, I, H: batch, input size, hidden size. G: gates of the cell; R: its reserve (cells/traits.h).
 #pragma once
 
 #include <ATen/core/Tensor.h>
 
 #include <optional>
 
-#include "cells/kinds.h"
+#include "cells/cells.h"
 
 namespace fastlstm {
 

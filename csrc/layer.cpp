@@ -108,8 +108,7 @@ Sizes check_input(const LayerInput& input) {
     check_like("x", input.x, w_ih, s.with_width(s.I));
   }
   const bool projected = input.weights[0].w_hr.has_value();
-  TORCH_CHECK(!projected || input.cell == kLstm, "w_hr goes with the LSTM, got it with ",
-              cell.mode);
+  TORCH_CHECK(!projected || cell.has_c, "w_hr goes with the LSTM, got it with ", cell.mode);
   for (const DirectionWeights& w : input.weights) {
     check_like("w_ih", w.w_ih, w_ih, {cell.gates * s.H, s.I});
     check_like("w_hh", w.w_hh, w_ih, {cell.gates * s.H, projected ? s.P : s.H});

@@ -11,7 +11,7 @@
 #include <optional>
 #include <vector>
 
-#include "cells/kinds.h"
+#include "cells/cells.h"
 #include "row_plan.h"
 
 namespace fastlstm {

@@ -3,7 +3,7 @@
 // No torch include here: these structs are all that device code ever sees. S is the scalar type;
 // strides are in elements. T, N, I, H: time, batch, input size, hidden size. P: width of h, H
 // unless it is projected. D: directions. G, R, Q: gates, reserve and dgates of the cell
-// (cells/kinds.h).
+// (cells/traits.h).
 //
 // The rows of all steps are numbered through, step after step ("compact rows" k): row n of step t
 // is k = step_begin[t] + n. Sequences stand in order of falling length, so that the rows of a step

@@ -101,12 +101,10 @@ void print_classes(const Limits& device, CellKind cell, Operands operands, int f
   }
 }
 
-template <class S>
-void print_blocks(const Limits& device, Operands operands) {
-  print_classes<LstmCell, S>(device, kLstm, operands);
-  print_classes<GruCell, S>(device, kGru, operands);
-  print_classes<RnnTanhCell, S>(device, kRnnTanh, operands);
-  print_classes<RnnReluCell, S>(device, kRnnRelu, operands);
+template <class S, template <class> class... Cells>
+void print_blocks(const Limits& device, Operands operands, CellList<Cells...>) {
+  int kind = 0;
+  (print_classes<Cells, S>(device, static_cast<CellKind>(kind++), operands), ...);
 }
 
 }  // namespace
@@ -114,7 +112,7 @@ void print_blocks(const Limits& device, Operands operands) {
 int main(int argc, char** argv) {
   if (argc != 4) return 2;
   const Limits device = {atoi(argv[1]), atoi(argv[2]) * 1024, atoi(argv[3])};
-  print_blocks<BFloat16>(device, Operands::k16Bit);
-  print_blocks<float>(device, Operands::kTf32);
+  print_blocks<BFloat16>(device, Operands::k16Bit, AllCells{});
+  print_blocks<float>(device, Operands::kTf32, AllCells{});
   print_groups(device);
 }

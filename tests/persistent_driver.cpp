@@ -113,7 +113,8 @@ void launch_forward(const Run& r, const SequenceFwd<S>& p) {
       grid_fwd_exchange_bytes(job_count(kN, 1, g.plan.rows), steps, sizeof(S), g.plan) / 4);
   words.fill(r.garbage ? 0 : kNotSent);
   g.exchange = words.data();
-  const FwdLayout layout = fwd_layout(kCellTraits[kLstm], Operand<S>::kKind, exchange, kH, g.plan);
+  const FwdLayout layout =
+      fwd_layout(LstmCell<Lane<float>>::kTraits, Operand<S>::kKind, exchange, kH, g.plan);
   launch(fwd_kernel<LstmCell, S, kUnits>(exchange), r, layout.end, g);
 }
 
@@ -184,7 +185,8 @@ void run_backward(const Run& r, float* out) {
   if (!r.garbage) counters.fill(0);
   g.exchange = parts.data();
   g.counters = counters.data();
-  const BwdLayout layout = bwd_layout(kCellTraits[kLstm], Operand<S>::kKind, exchange, g.plan);
+  const BwdLayout layout =
+      bwd_layout(LstmCell<Lane<float>>::kTraits, Operand<S>::kKind, exchange, g.plan);
   launch(bwd_kernel<LstmCell, S, kUnits>(exchange), r, layout.end, g);
   out = dgates.copy_to(out);
   out = dh.copy_to(out);
@@ -231,6 +233,7 @@ extern "C" int run_plan(bool backward, bool cluster, int H, const GroupPlan* pla
     fwd.sequence.rows.N = bwd.sequence.rows.N = 1;
     fwd.sequence.rows.H = bwd.sequence.rows.H = H;
     fwd.sequence.directions = bwd.sequence.directions = 1;
+    constexpr CellKind kLstm = kind_of("LSTM");
     backward ? group_bwd(kLstm, exchange, bwd, nullptr) : group_fwd(kLstm, exchange, fwd, nullptr);
   });
 }

@@ -14,7 +14,7 @@
 #pragma once
 
 #include "activations.h"
-#include "kinds.h"
+#include "traits.h"
 
 namespace fastlstm {
 FASTLSTM_ISA_LOCAL_BEGIN
@@ -29,11 +29,17 @@ enum GruBias { kGruBiasR, kGruBiasZ, kGruBiasIn, kGruBiasHn };
 
 template <class V>
 struct GruCell {
-  static constexpr CellTraits kTraits = kCellTraits[kGru];
+  static constexpr CellTraits kTraits = {"GRU",
+                                         /*gates=*/3,
+                                         /*reserve=*/4,
+                                         /*dgates=*/4,
+                                         /*separate=*/1,
+                                         /*has_c=*/false,
+                                         /*has_carry=*/true,
+                                         /*fwd_reads_state=*/true,
+                                         /*bwd_reads_state=*/false,
+                                         /*bwd_reads_prev_state=*/true};
   static constexpr int kGates = kTraits.gates;
-  static constexpr bool kFwdReadsState = true;  // h_prev
-  static constexpr bool kBwdReadsState = false;
-  static constexpr bool kBwdReadsPrevState = true;  // h_prev
 
   static FASTLSTM_INLINE V fwd(const V (&igates)[3], const V (&hgates)[3], const V (&bias)[4],
                                V& h_prev, V (&reserve)[4]) {

@@ -13,7 +13,7 @@
 #pragma once
 
 #include "activations.h"
-#include "kinds.h"
+#include "traits.h"
 
 namespace fastlstm {
 FASTLSTM_ISA_LOCAL_BEGIN
@@ -24,11 +24,17 @@ enum LstmGate { kLstmI, kLstmF, kLstmG, kLstmO };
 
 template <class V>
 struct LstmCell {
-  static constexpr CellTraits kTraits = kCellTraits[kLstm];
+  static constexpr CellTraits kTraits = {"LSTM",
+                                         /*gates=*/4,
+                                         /*reserve=*/4,
+                                         /*dgates=*/4,
+                                         /*separate=*/0,
+                                         /*has_c=*/true,
+                                         /*has_carry=*/true,
+                                         /*fwd_reads_state=*/true,
+                                         /*bwd_reads_state=*/true,
+                                         /*bwd_reads_prev_state=*/true};
   static constexpr int kGates = kTraits.gates;
-  static constexpr bool kFwdReadsState = true;  // c_prev
-  static constexpr bool kBwdReadsState = true;  // c
-  static constexpr bool kBwdReadsPrevState = true;
 
   // state: c_prev -> c; reserve: the activated gates. Returns h.
   static FASTLSTM_INLINE V fwd(const V (&igates)[4], const V (&hgates)[4], const V (&bias)[4],

@@ -6,29 +6,38 @@
 #pragma once
 
 #include "activations.h"
-#include "kinds.h"
+#include "traits.h"
 
 namespace fastlstm {
 FASTLSTM_ISA_LOCAL_BEGIN
 
-template <class V, CellKind kKind>
+enum class Nonlinearity { kTanh, kRelu };
+
+template <class V, Nonlinearity kNonlinearity>
 struct RnnCell {
-  static constexpr CellTraits kTraits = kCellTraits[kKind];
+  static constexpr bool kIsTanh = kNonlinearity == Nonlinearity::kTanh;
+  static constexpr CellTraits kTraits = {kIsTanh ? "RNN_TANH" : "RNN_RELU",
+                                         /*gates=*/1,
+                                         /*reserve=*/0,
+                                         /*dgates=*/1,
+                                         /*separate=*/0,
+                                         /*has_c=*/false,
+                                         /*has_carry=*/false,
+                                         /*fwd_reads_state=*/false,
+                                         /*bwd_reads_state=*/true,
+                                         /*bwd_reads_prev_state=*/false};
   static constexpr int kGates = kTraits.gates;
-  static constexpr bool kFwdReadsState = false;
-  static constexpr bool kBwdReadsState = true;  // h
-  static constexpr bool kBwdReadsPrevState = false;
 
   static FASTLSTM_INLINE V fwd(const V (&igates)[1], const V (&hgates)[1], const V (&bias)[1], V&,
                                V (&)[1]) {
     const V a = igates[0] + (hgates[0] + bias[0]);
-    if constexpr (kKind == kRnnTanh) return tanh(a);
+    if constexpr (kIsTanh) return tanh(a);
     // The second argument wins when either is NaN.
     return max(V::broadcast(0), a);
   }
 
   static FASTLSTM_INLINE void bwd(const V (&)[1], V h, V, V dh, V (&dgates)[1], V&) {
-    if constexpr (kKind == kRnnTanh) {
+    if constexpr (kIsTanh) {
       dgates[0] = dh * d_tanh(h);
     } else {
       // h is never negative: 0 - h has its sign bit set unless h is 0. A NaN counts as 1, for which
@@ -40,9 +49,9 @@ struct RnnCell {
 };
 
 template <class V>
-using RnnTanhCell = RnnCell<V, kRnnTanh>;
+using RnnTanhCell = RnnCell<V, Nonlinearity::kTanh>;
 template <class V>
-using RnnReluCell = RnnCell<V, kRnnRelu>;
+using RnnReluCell = RnnCell<V, Nonlinearity::kRelu>;
 
 FASTLSTM_ISA_LOCAL_END
 }  // namespace fastlstm

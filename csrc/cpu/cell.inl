@@ -162,7 +162,8 @@ void cell_fwd(const CellFwd<typename V::scalar>& p, int thread, int threads) {
           h[g] =
               g < G - traits.separate ? V::broadcast(0) : V::load(hgates + (r * G + g) * L, units);
         }
-        if constexpr (C::kFwdReadsState) state = V::load((traits.has_c ? p.c : p.h) + at, units);
+        if constexpr (C::kTraits.fwd_reads_state)
+          state = V::load((traits.has_c ? p.c : p.h) + at, units);
         C::fwd(i, h, bias, state, reserve).store(p.h_out + at, units);
         if constexpr (traits.has_c) state.store(p.c_out + at, units);
         if (R > 0 && p.reserve) {
@@ -189,8 +190,8 @@ void cell_bwd(const CellBwd<typename V::scalar>& p, int thread, int threads) {
       V reserve[R > 0 ? R : 1], dgates[Q], state = zero, state_prev = zero, carry = zero;
 #pragma GCC unroll 8
       for (int i = 0; i < R; ++i) reserve[i] = V::load(p.reserve + (n * R + i) * H + j, units);
-      if constexpr (C::kBwdReadsState) state = V::load(p.state + at, units);
-      if constexpr (C::kBwdReadsPrevState) state_prev = V::load(p.state_prev + at, units);
+      if constexpr (C::kTraits.bwd_reads_state) state = V::load(p.state + at, units);
+      if constexpr (C::kTraits.bwd_reads_prev_state) state_prev = V::load(p.state_prev + at, units);
       if constexpr (traits.has_carry) carry = V::load(p.carry + at, units);
       C::bwd(reserve, state, state_prev, p.dh ? V::load(p.dh + at, units) : zero, dgates, carry);
 #pragma GCC unroll 8

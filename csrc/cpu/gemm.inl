@@ -158,14 +158,18 @@ void pack_panels(const PackPanels<typename V::scalar>& p, int thread, int thread
 template <class V>
 void pack_gates(const PackGates<typename V::scalar>& p, int thread, int threads) {
   const int64_t vectors = ceil_div(p.H, V::kLanes);
-  const int64_t width = p.gates * V::kLanes;
-  for (int64_t j = part(0, vectors, thread, threads); j < part(0, vectors, thread + 1, threads);
-       ++j) {
-    const int64_t units = p.H - j * V::kLanes < V::kLanes ? p.H - j * V::kLanes : V::kLanes;
-    Packed<V>* out = as_packed<V>(p.packed) + j * depth_of<V>(p.K) * width;
-    for (int g = 0; g < p.gates; ++g) {
-      pack_columns_of<V>(p.w_hh + (g * p.H + j * V::kLanes) * p.w_hh_stride, p.w_hh_stride, units,
-                         p.K, width, out + g * V::kLanes);
+  const int64_t panels = panel_count(vectors, kPanelVectors / p.gates);
+  for (int64_t i = part(0, panels, thread, threads); i < part(0, panels, thread + 1, threads);
+       ++i) {
+    const int64_t begin = part(0, vectors, i, panels), end = part(0, vectors, i + 1, panels);
+    const int64_t width = (end - begin) * p.gates * V::kLanes;
+    Packed<V>* out = as_packed<V>(p.packed) + begin * p.gates * V::kLanes * depth_of<V>(p.K);
+    for (int64_t j = begin; j < end; ++j) {
+      const int64_t left = p.H - j * V::kLanes, units = left < V::kLanes ? left : V::kLanes;
+      for (int g = 0; g < p.gates; ++g, out += V::kLanes) {
+        pack_columns_of<V>(p.w_hh + (g * p.H + j * V::kLanes) * p.w_hh_stride, p.w_hh_stride, units,
+                           p.K, width, out);
+      }
     }
   }
 }

@@ -7,9 +7,6 @@
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
 #endif
 
-#include "../cells/gru.h"
-#include "../cells/lstm.h"
-#include "../cells/rnn.h"
 #include "cell.inl"
 #include "gemm.inl"
 #include "recurrence_bwd.inl"
@@ -66,8 +63,8 @@ double fma_flops(int64_t iterations) {
          (sum < 0 ? 1 : 0);
 }
 
-template <class V>
-const Kernels<typename V::scalar>* kernels() {
+template <class V, template <class> class... Cells>
+const Kernels<typename V::scalar>* kernels(CellList<Cells...>) {
   static constexpr Kernels<typename V::scalar> table = {
       V::kLanes,
       StepOperands<V>::kConverts,
@@ -79,27 +76,27 @@ const Kernels<typename V::scalar>* kernels() {
       packed_matmul<V>,
       weight_grad<V>,
       segment_sum<V>,
-      // In the order of CellKind.
-      {recurrence_fwd<LstmCell, V>, recurrence_fwd<GruCell, V>, recurrence_fwd<RnnTanhCell, V>,
-       recurrence_fwd<RnnReluCell, V>},
-      {recurrence_bwd<LstmCell, V>, recurrence_bwd<GruCell, V>, recurrence_bwd<RnnTanhCell, V>,
-       recurrence_bwd<RnnReluCell, V>},
+      {recurrence_fwd<Cells, V>...},
+      {recurrence_bwd<Cells, V>...},
 #if defined(FASTLSTM_LANES_BF16)
       // A cell alone reads every weight once: there is nothing to convert for.
       {},
       {},
       nullptr,
 #else
-      {cell_fwd<LstmCell, V>, cell_fwd<GruCell, V>, cell_fwd<RnnTanhCell, V>,
-       cell_fwd<RnnReluCell, V>},
-      {cell_bwd<LstmCell, V>, cell_bwd<GruCell, V>, cell_bwd<RnnTanhCell, V>,
-       cell_bwd<RnnReluCell, V>},
+      {cell_fwd<Cells, V>...},
+      {cell_bwd<Cells, V>...},
       plain_matmul<V>,
 #endif
       activation<V>,
       fma_flops<V>,
   };
   return &table;
+}
+
+template <class V>
+const Kernels<typename V::scalar>* kernels() {
+  return kernels<V>(AllCells{});
 }
 
 FASTLSTM_ISA_LOCAL_END

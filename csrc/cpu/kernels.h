@@ -3,7 +3,7 @@
 // team; none allocates, locks or knows ATen.
 #pragma once
 
-#include "../cells/kinds.h"
+#include "../cells/cells.h"
 #include "../recurrence.h"
 
 namespace fastlstm {
@@ -11,11 +11,13 @@ namespace cpu {
 
 constexpr int kPanelVectors = 4;  // widest panel: with kMaxRows rows it fills the register file
 
-// Panels that `vectors` vectors of columns are cut into: an even number where there are several, so
-// that two threads can share them evenly. Static, so that no file gets another's instruction set.
-static constexpr int64_t panel_count(int64_t vectors) {
-  return vectors <= kPanelVectors ? (vectors > 0 ? 1 : 0)
-                                  : 2 * ((vectors + 2 * kPanelVectors - 1) / (2 * kPanelVectors));
+// Panels of at most `widest` vectors that `vectors` vectors of columns are cut into: an even number
+// where there are several, so that two threads can share them evenly. Static, so that no file gets
+// another's instruction set.
+static constexpr int64_t panel_count(int64_t vectors, int widest = kPanelVectors) {
+  return widest == 1         ? vectors
+         : vectors <= widest ? (vectors > 0 ? 1 : 0)
+                             : 2 * ((vectors + 2 * widest - 1) / (2 * widest));
 }
 
 // A matrix B [K, N] as the register tile wants to read it: its columns in panels of 1 to 4 vectors,
@@ -29,8 +31,8 @@ struct PackPanels {
   S* packed;  // [ceil(N / lanes) * lanes * K]
 };
 
-// W_hh [G * H, K] for the forward tile of a cell with several gates: [ceil(H /
-// lanes)][K][G][lanes]. With one gate it is PackPanels of its transpose.
+// W_hh [G * H, K] for the forward tile: its hidden units in panels of at most kPanelVectors / G
+// vectors, cut as in PackPanels, each panel [K][vectors][G][lanes].
 template <class S>
 struct PackGates {
   const S* w_hh;  // rows w_hh_stride apart

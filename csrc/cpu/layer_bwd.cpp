@@ -236,7 +236,7 @@ class LayerBwd : LayerBase<S> {
   // The float32 LSTM is one product in torch too: there 128 keep the rule, as in every other
   // product.
   int64_t grad_chain() const {
-    if (std::is_same_v<S, float> && input_.cell == kLstm && !projected_) return 128;
+    if (std::is_same_v<S, float> && cell_.has_c && !projected_) return 128;
     return plan_.rows() <= 16 ? 4 : plan_.rows() <= 64 ? 8 : 16;
   }
 

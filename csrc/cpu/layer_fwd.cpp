@@ -87,15 +87,11 @@ class LayerFwd : LayerBase<S> {
     bias_[d] = scratch(round_up(H_, k_.lanes) * (cell_.gates + cell_.separate));
     run(k_.pack_bias, PackBias<S>{data<S>(w.b_ih), data<S>(w.b_hh), H_, cell_.gates, cell_.separate,
                                   bias_[d].template data_ptr<S>()});
-    if (cell_.gates == 1) {
-      w_hh_[d] = packed_transposed(w.w_hh);
-    } else {
-      w_hh_[d] = scratch(round_up(H_, k_.lanes) * cell_.gates * P_);
-      run(k_.pack_gates,
-          PackGates<S>{data<S>(w.w_hh), w.w_hh.stride(0), H_, P_, cell_.gates,
-                       w_hh_[d].template data_ptr<S>()},
-          this->threads_for(G_ * P_ * kPackingCost));
-    }
+    w_hh_[d] = scratch(round_up(H_, k_.lanes) * cell_.gates * P_);
+    run(k_.pack_gates,
+        PackGates<S>{data<S>(w.w_hh), w.w_hh.stride(0), H_, P_, cell_.gates,
+                     w_hh_[d].template data_ptr<S>()},
+        this->threads_for(G_ * P_ * kPackingCost));
     if (projected_) w_hr_[d] = packed_transposed(*w.w_hr);
     if (tokens_) {
       table_[d] = projected_table(w.w_ih);

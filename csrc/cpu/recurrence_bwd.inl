@@ -44,7 +44,7 @@ __attribute__((noinline)) void bwd_tile(const BwdStep<V>& step, const Packed<V>*
         const int64_t j = j0 + v * V::kLanes;
 #pragma GCC unroll 8
         for (int i = 0; i < R; ++i) prefetch(step.reserve[r] + i * H + j);
-        if constexpr (C::kBwdReadsPrevState) prefetch(step.state_prev[r] + j);
+        if constexpr (C::kTraits.bwd_reads_prev_state) prefetch(step.state_prev[r] + j);
         prefetch(step.dy[r] + j);
       }
     }
@@ -66,8 +66,9 @@ __attribute__((noinline)) void bwd_tile(const BwdStep<V>& step, const Packed<V>*
       V reserve[R > 0 ? R : 1], dgates[Q], state = zero, state_prev = zero, carry = zero;
 #pragma GCC unroll 8
       for (int i = 0; i < R; ++i) reserve[i] = V::load(step.reserve[r] + i * H + j, units);
-      if constexpr (C::kBwdReadsState) state = V::load(step.state[r] + j, units);
-      if constexpr (C::kBwdReadsPrevState) state_prev = V::load(step.state_prev[r] + j, units);
+      if constexpr (C::kTraits.bwd_reads_state) state = V::load(step.state[r] + j, units);
+      if constexpr (C::kTraits.bwd_reads_prev_state)
+        state_prev = V::load(step.state_prev[r] + j, units);
       if constexpr (traits.has_carry) carry = V::load(step.carry_next[r] + j, units);
       if constexpr (traits.has_c) {
         if (step.dc_seq[r]) carry = carry + V::load(step.dc_seq[r] + j, units);

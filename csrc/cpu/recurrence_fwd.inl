@@ -48,7 +48,7 @@ __attribute__((noinline)) void fwd_tile(const FwdStep<V>& step, const Packed<V>*
         const int64_t j = j0 + u * V::kLanes;
 #pragma GCC unroll 8
         for (int g = 0; g < G; ++g) prefetch(step.igates[r] + g * H + j);
-        if constexpr (C::kFwdReadsState) prefetch(step.state_prev[r] + j);
+        if constexpr (C::kTraits.fwd_reads_state) prefetch(step.state_prev[r] + j);
       }
     }
   }
@@ -71,7 +71,7 @@ __attribute__((noinline)) void fwd_tile(const FwdStep<V>& step, const Packed<V>*
       }
 #pragma GCC unroll 8
       for (int b = 0; b < B; ++b) bias[b] = V::load(bias_packed + (u * B + b) * V::kLanes);
-      if constexpr (C::kFwdReadsState) state = V::load(step.state_prev[r] + j, units);
+      if constexpr (C::kTraits.fwd_reads_state) state = V::load(step.state_prev[r] + j, units);
       const V h = C::fwd(igates, hgates, bias, state, reserve);
       if (R > 0 && step.reserve[r]) {
 #pragma GCC unroll 8

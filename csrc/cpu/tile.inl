@@ -235,10 +235,7 @@ template <class V, int kUnits>
 struct UnitPanels {
   int64_t vectors, count;
   explicit FASTLSTM_INLINE UnitPanels(int64_t columns)
-      : vectors(ceil_div(columns, V::kLanes)),
-        count(kUnits == 1 ? vectors : cpu::panel_count(vectors)) {
-    static_assert(kUnits == 1 || kUnits == kPanelVectors);
-  }
+      : vectors(ceil_div(columns, V::kLanes)), count(cpu::panel_count(vectors, kUnits)) {}
   FASTLSTM_INLINE int64_t begin(int64_t p) const { return part(0, vectors, p, count); }
 };
 

@@ -5,7 +5,7 @@
 
 #include <optional>
 
-#include "../cells/kinds.h"
+#include "../cells/cells.h"
 
 namespace fastlstm {
 namespace cuda {

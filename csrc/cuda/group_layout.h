@@ -10,7 +10,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#include "../cells/kinds.h"
+#include "../cells/cells.h"
 #include "host_device.h"
 
 namespace fastlstm {
@@ -74,6 +74,9 @@ FASTLSTM_HOST_DEVICE constexpr FwdSplit fwd_split(int gates, int units, Operands
          : gates == 3 ? (units == 16   ? FwdSplit{3, 1, 8, x3 ? 3 : 5}
                          : units == 32 ? FwdSplit{3, 2, 4, x3 ? 3 : 5}
                                        : FwdSplit{5, 2, 4, x3 ? 1 : 2})
+         : gates == 2 ? (units == 16   ? FwdSplit{2, 1, 8, x3 ? 6 : 8}
+                         : units == 32 ? FwdSplit{2, 2, 4, x3 ? 6 : 8}
+                                       : FwdSplit{3, 2, 4, x3 ? 3 : 5})
                       : (units == 16   ? FwdSplit{1, 1, 8, 12}
                          : units == 32 ? FwdSplit{1, 2, 4, 12}
                                        : FwdSplit{3, 1, 8, x3 ? 3 : 5});

@@ -5,7 +5,7 @@
 #include <cstddef>
 #include <cstdint>
 
-#include "../cells/kinds.h"
+#include "../cells/cells.h"
 #include "group_layout.h"
 
 namespace fastlstm {

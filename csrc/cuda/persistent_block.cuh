@@ -56,21 +56,16 @@ BlockLaunch<SequenceBwd<S>> bwd_launch(int64_t H) {
   return {};
 }
 
-// Of every cell, in the order of CellKind.
-template <class S>
-BlockLaunch<SequenceFwd<S>> fwd_launch(CellKind cell, int64_t H) {
+template <class S, template <class> class... Cells>
+BlockLaunch<SequenceFwd<S>> fwd_launch(CellList<Cells...>, CellKind cell, int64_t H) {
   using Find = BlockLaunch<SequenceFwd<S>> (*)(int64_t);
-  static constexpr Find kFind[kNumCells] = {&fwd_launch<LstmCell, S>, &fwd_launch<GruCell, S>,
-                                            &fwd_launch<RnnTanhCell, S>,
-                                            &fwd_launch<RnnReluCell, S>};
+  static constexpr Find kFind[] = {&fwd_launch<Cells, S>...};
   return kFind[cell](H);
 }
-template <class S>
-BlockLaunch<SequenceBwd<S>> bwd_launch(CellKind cell, int64_t H) {
+template <class S, template <class> class... Cells>
+BlockLaunch<SequenceBwd<S>> bwd_launch(CellList<Cells...>, CellKind cell, int64_t H) {
   using Find = BlockLaunch<SequenceBwd<S>> (*)(int64_t);
-  static constexpr Find kFind[kNumCells] = {&bwd_launch<LstmCell, S>, &bwd_launch<GruCell, S>,
-                                            &bwd_launch<RnnTanhCell, S>,
-                                            &bwd_launch<RnnReluCell, S>};
+  static constexpr Find kFind[] = {&bwd_launch<Cells, S>...};
   return kFind[cell](H);
 }
 
@@ -92,22 +87,22 @@ void launch_block(const BlockLaunch<P>& block, const P& p, cudaStream_t stream) 
 
 template <class S>
 size_t block_fwd_shared_bytes(CellKind cell, int64_t H, bool tf32) {
-  return takes<S>(tf32) ? fwd_launch<S>(cell, H).shared_bytes : 0;
+  return takes<S>(tf32) ? fwd_launch<S>(AllCells{}, cell, H).shared_bytes : 0;
 }
 template <class S>
 size_t block_bwd_shared_bytes(CellKind cell, int64_t H, bool tf32) {
-  return takes<S>(tf32) ? bwd_launch<S>(cell, H).shared_bytes : 0;
+  return takes<S>(tf32) ? bwd_launch<S>(AllCells{}, cell, H).shared_bytes : 0;
 }
 
 template <class S>
 void block_fwd(CellKind cell, const SequenceFwd<S>& p, cudaStream_t stream) {
-  launch_block(fwd_launch<S>(cell, p.rows.H), p, stream);
+  launch_block(fwd_launch<S>(AllCells{}, cell, p.rows.H), p, stream);
 }
 
 template <class S>
 void block_bwd(CellKind cell, const SequenceBwd<S>& p, cudaStream_t stream) {
   collect_h(p, stream);
-  launch_block(bwd_launch<S>(cell, p.rows.H), p, stream);
+  launch_block(bwd_launch<S>(AllCells{}, cell, p.rows.H), p, stream);
 }
 
 #define FASTLSTM_INSTANTIATE_BLOCK_FWD(S)                             \

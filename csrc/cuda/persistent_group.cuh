@@ -111,29 +111,35 @@ GroupKernel<GroupBwd<S>> bwd_kernel(Exchange exchange, const GroupPlan& plan) {
              bwd_kernel<Cell, S, 48>(exchange)});
 }
 
+template <class S, template <class> class... Cells>
+GroupKernel<GroupFwd<S>> fwd_kernel(CellList<Cells...>, CellKind cell, Exchange exchange,
+                                    const GroupPlan& plan) {
+  using Find = GroupKernel<GroupFwd<S>> (*)(Exchange, const GroupPlan&);
+  static constexpr Find kFind[] = {&fwd_kernel<Cells, S>...};
+  return kFind[cell](exchange, plan);
+}
+template <class S, template <class> class... Cells>
+GroupKernel<GroupBwd<S>> bwd_kernel(CellList<Cells...>, CellKind cell, Exchange exchange,
+                                    const GroupPlan& plan) {
+  using Find = GroupKernel<GroupBwd<S>> (*)(Exchange, const GroupPlan&);
+  static constexpr Find kFind[] = {&bwd_kernel<Cells, S>...};
+  return kFind[cell](exchange, plan);
+}
+
 template <class S>
 void group_fwd(CellKind cell, Exchange exchange, const GroupFwd<S>& p, cudaStream_t stream) {
-  // In the order of CellKind.
-  using Find = GroupKernel<GroupFwd<S>> (*)(Exchange, const GroupPlan&);
-  static constexpr Find kFind[kNumCells] = {&fwd_kernel<LstmCell, S>, &fwd_kernel<GruCell, S>,
-                                            &fwd_kernel<RnnTanhCell, S>,
-                                            &fwd_kernel<RnnReluCell, S>};
   check_plan<S>(p.plan, exchange, p.sequence.rows, p.sequence.directions);
   const FwdLayout layout = fwd_layout(kCellTraits[cell], Operand<S>::kKind, exchange,
                                       static_cast<int>(p.sequence.rows.H), p.plan);
-  launch_group(kFind[cell](exchange, p.plan), exchange, layout.end, p, stream);
+  launch_group(fwd_kernel<S>(AllCells{}, cell, exchange, p.plan), exchange, layout.end, p, stream);
 }
 
 template <class S>
 void group_bwd(CellKind cell, Exchange exchange, const GroupBwd<S>& p, cudaStream_t stream) {
-  using Find = GroupKernel<GroupBwd<S>> (*)(Exchange, const GroupPlan&);
-  static constexpr Find kFind[kNumCells] = {&bwd_kernel<LstmCell, S>, &bwd_kernel<GruCell, S>,
-                                            &bwd_kernel<RnnTanhCell, S>,
-                                            &bwd_kernel<RnnReluCell, S>};
   check_plan<S>(p.plan, exchange, p.sequence.rows, p.sequence.directions);
   collect_h(p.sequence, stream);
   const BwdLayout layout = bwd_layout(kCellTraits[cell], Operand<S>::kKind, exchange, p.plan);
-  launch_group(kFind[cell](exchange, p.plan), exchange, layout.end, p, stream);
+  launch_group(bwd_kernel<S>(AllCells{}, cell, exchange, p.plan), exchange, layout.end, p, stream);
 }
 
 #define FASTLSTM_INSTANTIATE_GROUP_FWD(S) \

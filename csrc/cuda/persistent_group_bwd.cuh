@@ -112,7 +112,7 @@ class GroupBwdJob {
     if (in_batch) begin = steps_.load_gradients(cells_.place(at));
     dh(at) = begin.dh.v;
     if (kTraits.has_carry) carry(at) = begin.carry.v;
-    if (!C::kBwdReadsState) return;
+    if (!C::kTraits.bwd_reads_state) return;
     state(at) = in_batch ? steps_.load_last_state(cells_.row(at), cells_.unit(at)).v : 0;
   }
   FASTLSTM_DEVICE void store_gradients(CellPlace at) const {
@@ -140,7 +140,7 @@ class GroupBwdJob {
   FASTLSTM_DEVICE void compute(int64_t s, CellPlace at, const Inputs& in) const {
     if (s > 0) take_dh(s, at);
     V state_now = {};
-    if constexpr (C::kBwdReadsState) {
+    if constexpr (C::kTraits.bwd_reads_state) {
       state_now = {state(at)};
       state(at) = in.state_before.v;
     }

@@ -204,12 +204,12 @@ class BwdSteps {
   // step.
   FASTLSTM_DEVICE V load_last_state(int64_t n, int unit) const {
     const int64_t t = time(0);
-    if (!C::kBwdReadsState || !rows_.has(t, n)) return V::broadcast(0);
+    if (!C::kTraits.bwd_reads_state || !rows_.has(t, n)) return V::broadcast(0);
     return load_state(false, rows_.place(t) + rows_.batch_row(n), unit);
   }
   FASTLSTM_DEVICE Inputs load_inputs(int64_t s, const BwdRow& now, int unit) const {
     Inputs in = {};
-    if ((C::kBwdReadsState || C::kBwdReadsPrevState) && now.before >= 0)
+    if ((C::kTraits.bwd_reads_state || C::kTraits.bwd_reads_prev_state) && now.before >= 0)
       in.state_before = load_state(now.before_is_initial, now.before, unit);
     if (now.compact < 0) return in;
     const int64_t t = time(s);

@@ -36,7 +36,7 @@ constexpr BlockShape fwd_shape(int gates, int index) {
   constexpr BlockShape kRnn[2][kShapeCount] = {{{8, 1, 2, true}, {16, 2, 8, true}, {}},
                                                {{8, 1, 4, true}, {16, 2, 8, true}, {}}};
   return gates == 4   ? kLstm[kIsTf32][index]
-         : gates == 3 ? kGru[kIsTf32][index]
+         : gates >= 2 ? kGru[kIsTf32][index]
                       : kRnn[kIsTf32][index];
 }
 
@@ -53,7 +53,7 @@ constexpr BlockShape bwd_shape(int gates, int index) {
   constexpr BlockShape kRnn[2][kShapeCount] = {{{4, 2, 2, true}, {16, 2, 6, true}, {}},
                                                {{4, 2, 4, true}, {16, 2, 6, true}, {}}};
   return gates == 4   ? kLstm[kIsTf32][index]
-         : gates == 3 ? kGru[kIsTf32][index]
+         : gates >= 2 ? kGru[kIsTf32][index]
                       : kRnn[kIsTf32][index];
 }
 

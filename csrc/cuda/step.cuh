@@ -2,9 +2,7 @@
 // csrc/cells/; here is only where things lie.
 #pragma once
 
-#include "../cells/gru.h"
-#include "../cells/lstm.h"
-#include "../cells/rnn.h"
+#include "../cells/cells.h"
 #include "device.cuh"
 #include "lane.cuh"
 #include "step.h"
@@ -121,7 +119,7 @@ FASTLSTM_KERNEL void step_bwd_kernel(const StepBwd<S> p) {
     // P and H are the same unless h is projected, and then only c is a state of the cell.
     const bool in_h = j < p.P;
     V h = zero, h_before = zero, state = zero, state_before = zero;
-    if (!kHasC && C::kBwdReadsState) h = load(d.h + b * p.h_stride + j);
+    if (!kHasC && C::kTraits.bwd_reads_state) h = load(d.h + b * p.h_stride + j);
     if (!cut_before && in_h && (!kHasC || d.h_operand))
       h_before = load((is_initial ? d.h_initial : d.h_before) + b * p.h_stride + j);
     if (kHasC) {
@@ -168,25 +166,29 @@ int64_t most_rows(const P& p) {
   return rows;
 }
 
-// The kernels of every cell, in the order of CellKind.
+template <class P>
+using StepKernel = void (*)(const P);
+template <class S, template <class> class... Cells>
+StepKernel<StepFwd<S>> fwd_kernel(CellList<Cells...>, CellKind cell) {
+  static constexpr StepKernel<StepFwd<S>> kKernels[] = {&step_fwd_kernel<Cells, S>...};
+  return kKernels[cell];
+}
+template <class S, template <class> class... Cells>
+StepKernel<StepBwd<S>> bwd_kernel(CellList<Cells...>, CellKind cell) {
+  static constexpr StepKernel<StepBwd<S>> kKernels[] = {&step_bwd_kernel<Cells, S>...};
+  return kKernels[cell];
+}
+
 template <class S>
 void step_fwd(CellKind cell, const StepFwd<S>& p, cudaStream_t stream) {
-  using Kernel = void (*)(const StepFwd<S>);
-  static constexpr Kernel kKernels[kNumCells] = {
-      &step_fwd_kernel<LstmCell, S>, &step_fwd_kernel<GruCell, S>, &step_fwd_kernel<RnnTanhCell, S>,
-      &step_fwd_kernel<RnnReluCell, S>};
   const Grid g = grid_of(most_rows(p), p.H, p.directions);
-  device::launch(kKernels[cell], g.grid, g.block, 0, stream, p);
+  device::launch(fwd_kernel<S>(AllCells{}, cell), g.grid, g.block, 0, stream, p);
 }
 
 template <class S>
 void step_bwd(CellKind cell, const StepBwd<S>& p, cudaStream_t stream) {
-  using Kernel = void (*)(const StepBwd<S>);
-  static constexpr Kernel kKernels[kNumCells] = {
-      &step_bwd_kernel<LstmCell, S>, &step_bwd_kernel<GruCell, S>, &step_bwd_kernel<RnnTanhCell, S>,
-      &step_bwd_kernel<RnnReluCell, S>};
   const Grid g = grid_of(most_rows(p), p.H, p.directions);
-  device::launch(kKernels[cell], g.grid, g.block, 0, stream, p);
+  device::launch(bwd_kernel<S>(AllCells{}, cell), g.grid, g.block, 0, stream, p);
 }
 
 template <class S>

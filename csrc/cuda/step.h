@@ -4,7 +4,7 @@
 // No torch include here. S is the scalar type of the layer's tensors; A that of sums and states:
 // float where S has 16 bits, else S. Strides are in elements. T, N, I, H: time, batch, input size,
 // hidden size. P: width of h, H unless it is projected. G, R, Q: gates, reserve and dgates of the
-// cell (cells/kinds.h). V: rows of a table.
+// cell (cells/traits.h). V: rows of a table.
 //
 // Row n of a step is that of the n-th longest sequence, batch row b = batch_row[n]; the rows of a
 // step are the first ones. "Compact" tensors hold the rows of a step after those of the step
@@ -16,7 +16,7 @@
 #include <cuda_runtime_api.h>
 #include <stdint.h>
 
-#include "../cells/kinds.h"
+#include "../cells/cells.h"
 
 namespace fastlstm {
 
