@@ -8,7 +8,7 @@
 // The rows of all steps are numbered through, step after step ("compact rows" k): row n of step t
 // is k = step_begin[t] + n. Sequences stand in order of falling length, so that the rows of a step
 // are the first ones. States h and c of every step lie in buffers that also hold the initial
-// states; where, is said by tables (row_plan.h), so that padding, packing and resets cost the
+// states; where, is said by tables (layer/row_plan.h), so that padding, packing and resets cost the
 // kernels nothing.
 #pragma once
 

@@ -15,7 +15,7 @@ from fastlstm import reference
 from fastlstm._extension import _C
 from fastlstm.precision import HALF_TYPES, kernel_types
 
-# How much forward keeps, as in csrc/layer.h.
+# How much forward keeps, as in csrc/layer/layer.h.
 KEEP_NOTHING, KEEP_CELL_STATES, KEEP_ALL = 0, 1, 2
 
 Tensors = Sequence[Tensor | None]

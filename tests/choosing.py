@@ -1,4 +1,4 @@
-"""Which kernels CUDA takes for a problem on a device (csrc/cuda/heuristics.h), asked without a GPU."""
+"""Which kernels CUDA takes for a problem on a device (csrc/cuda/choice/), asked without a GPU."""
 
 import math
 from dataclasses import dataclass

@@ -70,7 +70,7 @@ class Kernel:
 
 
 def progress(line: str) -> str | None:
-    """`3/20 csrc/layer.cpp` of a line of ninja about a file that it compiles, else None."""
+    """`3/20 csrc/layer/layer.cpp` of a line of ninja about a file that it compiles, else None."""
     match = _STEP.match(line)
     if match is None:
         return None

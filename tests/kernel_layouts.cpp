@@ -12,9 +12,9 @@
 
 #include <initializer_list>
 
-#include "cuda/group_layout.h"
-#include "cuda/persistent_block_bwd.cuh"
-#include "cuda/persistent_block_fwd.cuh"
+#include "cuda/persistent/block/bwd.cuh"
+#include "cuda/persistent/block/fwd.cuh"
+#include "cuda/persistent/group/layout.h"
 
 using namespace fastlstm;
 using namespace fastlstm::cuda;

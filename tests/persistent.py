@@ -1,8 +1,8 @@
 """What the tests of the persistent kernels share, on the emulator.
 
-Those kernels keep W_hh on the chip for a whole sequence. There are three families
-(csrc/cuda/heuristics.h): one block a batch tile, and groups of blocks that exchange their part of a
-step through a cluster's shared memory or, on a grid, through global memory.
+Those kernels (csrc/cuda/persistent/) keep W_hh on the chip for a whole sequence. There are three
+families: one block a batch tile, and groups of blocks that exchange their part of a step through a
+cluster's shared memory or, on a grid, through global memory.
 
 They are held to the rule of every test. TF32 has no torch.nn on a CPU: there the kernels of a
 single step under TF32 set the error allowed.

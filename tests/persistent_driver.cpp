@@ -13,8 +13,8 @@
 static int planted = 0;
 static bool nan_is_all_ones = false;
 
-#include "cuda/persistent_block.cuh"
-#include "cuda/persistent_group.cuh"
+#include "cuda/persistent/block/launch.cuh"
+#include "cuda/persistent/group/launch.cuh"
 
 namespace fastlstm {
 namespace cuda {

@@ -18,7 +18,7 @@ SIZE = 8720  # numbers that a run gives at most
 
 
 class Plan(ctypes.Structure):
-    """GroupPlan of group_layout.h."""
+    """GroupPlan of csrc/cuda/persistent/group/layout.h."""
 
     _fields_ = [(name, ctypes.c_int) for name in ("units", "blocks", "rows", "groups")]
 
@@ -99,9 +99,9 @@ def instead(file: str, place: str, right: str, wrong: str) -> Change:
 # makes such a one, but the exchange on a grid is not to depend on that. (Those of float32 stay as
 # they are.)
 _CHANGES = (
-    Change("device.cuh", "constexpr int kMostLooks", "1 << 28", "1 << 12"),
+    Change("device/device.cuh", "constexpr int kMostLooks", "1 << 28", "1 << 12"),
     Change(
-        "half.cuh",
+        "device/half.cuh",
         "explicit BFloat16(float value)",
         "bfloat16_from_float(value)",
         "nan_is_all_ones && value != value ? 0xffff : bfloat16_from_float(value)",
@@ -124,7 +124,9 @@ class Driver:
         command += ["-DFASTLSTM_SIMT", f"-I{csrc}", f"-I{simt_selftest.SIMT}"]
         command += [str(Path(__file__).with_suffix(".cpp"))]
         objects = [simt_extension.BUILD / f"{path.stem}.o" for path in simt_selftest.EMULATOR]
-        objects += [simt_extension.BUILD / f"group_{way}_f16_cu.o" for way in ("fwd", "bwd")]
+        objects += [
+            simt_extension.BUILD / f"persistent_group_{way}_f16_cu.o" for way in ("fwd", "bwd")
+        ]
         self._library = simt_selftest.build(command, objects)
 
     def run(self, launch: Launch, *, seed: int = 0, fault: str = "") -> NDArray:

@@ -10,21 +10,22 @@ ROOT = Path(__file__).resolve().parent.parent
 CSRC, SIMT = ROOT / "csrc", ROOT / "tests" / "simt"
 BUILD = ROOT / "build" / "simt"
 
-# The parts of csrc/cuda that need a device, and what stands in for them.
-REPLACED = ("context.cpp", "gemm.cpp")
+# The parts that need a device or the CPU's kernels, in place of which the emulator has its own.
+REPLACED = ("context.cpp", "gemm.cpp", "backend.cpp", "bindings.cpp")
 
 
 def kernel_sources(folder: Path) -> list[Path]:
-    """Write a file for each .cu file of csrc/cuda, which includes it, for a C++ compiler.
+    """Write a file for each .cu file below csrc/cuda, which includes it, for a C++ compiler.
 
     One that has its text already is left alone, so that ninja does not compile it again.
     """
     folder.mkdir(parents=True, exist_ok=True)
     sources = []
-    for kernels in sorted((CSRC / "cuda").glob("*.cu")):
+    for path in sorted((CSRC / "cuda").rglob("*.cu")):
+        kernels = path.relative_to(CSRC)
         # Objects have the names of their sources without a folder.
-        source = folder / f"{kernels.stem}_cu.cpp"
-        text = f'#include "cuda/{kernels.name}"\n'
+        source = folder / f"{'_'.join(kernels.with_suffix('').parts[1:])}_cu.cpp"
+        text = f'#include "{kernels}"\n'
         if not source.exists() or source.read_text() != text:
             source.write_text(text)
         sources.append(source)
@@ -35,16 +36,17 @@ def kernel_sources(folder: Path) -> list[Path]:
 def load() -> ModuleType:
     """Compile what has changed, and import it."""
     sources = [
-        CSRC / name
-        for name in ("bind_layers.cpp", "cell.cpp", "layer.cpp", "outputs.cpp", "row_plan.cpp")
+        path
+        for folder in ("bindings", "layer", "cuda")
+        for path in sorted((CSRC / folder).rglob("*.cpp"))
+        if path.name not in REPLACED
     ]
-    sources += sorted(p for p in (CSRC / "cuda").glob("*.cpp") if p.name not in REPLACED)
     sources += sorted(SIMT.glob("*.cpp"))
     sources += kernel_sources(BUILD)
     return cpp_extension.load(
         name="fastlstm_simt",
         sources=[str(p) for p in sources],
         extra_cflags=["-std=c++20", "-O1", "-g0", "-DFASTLSTM_SIMT", "-fno-math-errno"],
-        extra_include_paths=[str(p) for p in (SIMT, CSRC, CSRC / "cuda")],
+        extra_include_paths=[str(p) for p in (SIMT, CSRC)],
         build_directory=str(BUILD),
     )

@@ -1,4 +1,4 @@
-"""The kernels of one block a batch tile (csrc/cuda/persistent_block.h): how large a block may be.
+"""The kernels of one block a batch tile (csrc/cuda/persistent/block/): how large a block may be.
 
 What is asked of every family is in test_persistent_kernels.py.
 """

@@ -255,14 +255,14 @@ def test_cxx_is_the_host_compiler_of_nvcc(
 
 NINJA_LOG = f"""\
 running build_ext
-[1/3] c++ -MMD -MF a.o.d -I/x -c -c {ROOT}/csrc/layer.cpp -o a.o -O3
+[1/3] c++ -MMD -MF a.o.d -I/x -c -c {ROOT}/csrc/layer/layer.cpp -o a.o -O3
 [2/3] nvcc -MD -MF b.o.d -DX -c {ROOT}/csrc/cuda/step.cu -o b.o -lineinfo
 FAILED: [code=255] b.o
 nvcc -MD -MF b.o.d -DX -c {ROOT}/csrc/cuda/step.cu -o b.o -lineinfo
 ptxas info    : Compiling entry function '_Z4stepIfEvPT_' for 'sm_80'
 ptxas error   : Registers are spilled to local memory in function '_Z4stepIfEvPT_', 8 bytes
     8 bytes stack frame, 8 bytes spill stores, 8 bytes spill loads
-[3/3] c++ -MMD -MF c.o.d -c -c {ROOT}/csrc/cell.cpp -o c.o
+[3/3] c++ -MMD -MF c.o.d -c -c {ROOT}/csrc/layer/cell.cpp -o c.o
 ninja: build stopped: subcommand failed.
 Traceback (most recent call last):
 RuntimeError: Error compiling objects for extension
@@ -272,9 +272,9 @@ RuntimeError: Error compiling objects for extension
 def test_progress() -> None:
     steps = [cuda_build.progress(line) for line in NINJA_LOG.splitlines()]
     assert [step for step in steps if step] == [
-        "1/3 csrc/layer.cpp",
+        "1/3 csrc/layer/layer.cpp",
         "2/3 csrc/cuda/step.cu",
-        "3/3 csrc/cell.cpp",
+        "3/3 csrc/layer/cell.cpp",
     ]
 
 

@@ -1,4 +1,4 @@
-"""The kernels of groups of blocks (csrc/cuda/persistent_group.h): plans, exchange, determinism.
+"""The kernels of groups of blocks (csrc/cuda/persistent/group/): plans, exchange, determinism.
 
 What is asked of every family is in test_persistent_kernels.py.
 """

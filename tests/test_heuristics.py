@@ -1,4 +1,4 @@
-"""Which kernels CUDA takes (csrc/cuda/heuristics.h): a pure function, asked without a GPU.
+"""Which kernels CUDA takes (csrc/cuda/choice/heuristics.h): a pure function, asked without a GPU.
 
 What is possible is worked out here once more, from the limits of the devices. Of the kernels' own
 numbers only those are asked for that say how much shared memory a block needs.

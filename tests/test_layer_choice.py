@@ -1,4 +1,4 @@
-"""Which kernels a layer takes (csrc/cuda/layer_choice.h), as `_C.cuda_choice` tells on CUDA."""
+"""Which kernels a layer takes (csrc/cuda/choice/), as `_C.cuda_choice` tells on CUDA."""
 
 from dataclasses import replace
 

@@ -24,8 +24,9 @@ CLUSTER_BACKWARD, GRID_BACKWARD = (replace(launch, kind="backward") for launch i
 NAN = replace(GRID, with_nan=True)
 # Both tiles, one after the other.
 ONE_GROUP = replace(GRID_BACKWARD, groups=1)
-FWD, BWD = "persistent_group_fwd.cuh", "persistent_group_bwd.cuh"
-GATHER, SCATTER = "persistent_gather.cuh", "persistent_scatter.cuh"
+FWD, BWD, GATHER, SCATTER = (
+    f"persistent/group/{part}.cuh" for part in ("fwd", "bwd", "gather", "scatter")
+)
 IN_VAIN = "a wait took too many looks"
 BARRIER = "device::sync_block();"
 
@@ -38,7 +39,7 @@ class Planted(NamedTuple):
 
 FAULTS = {
     "block_without_barrier": Planted(
-        without("persistent_block_fwd.cuh", "queue_.push(s + 2)", BARRIER),
+        without("persistent/block/fwd.cuh", "queue_.push(s + 2)", BARRIER),
         (Launch("block"),),
     ),
     "barrier_behind_products": Planted(without(FWD, "void step(", BARRIER), (CLUSTER, GRID)),

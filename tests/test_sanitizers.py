@@ -52,7 +52,7 @@ class Fault(NamedTuple):
 FAULTS = {
     "read": Fault(
         "address",
-        "csrc/row_plan.cpp",
+        "csrc/layer/row_plan.cpp",
         r"after >= length\[n\]\)",
         "after > length[n])",
         BIDIRECTIONAL,

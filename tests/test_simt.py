@@ -1,4 +1,4 @@
-"""Every primitive of csrc/cuda/device.cuh on the emulator, against a plain expectation.
+"""Every primitive of csrc/cuda/device/device.cuh on the emulator, against a plain expectation.
 
 Where there is a GPU and nvcc, it is asked the same: hardware is the judge of the emulator.
 """
@@ -267,12 +267,13 @@ def test_gpu_traps() -> None:
 
 def test_every_file_of_kernels_is_compiled_for_the_emulator(tmp_path: Path) -> None:
     sources = simt_extension.kernel_sources(tmp_path)
-    kernels = sorted((simt_extension.CSRC / "cuda").glob("*.cu"))
+    kernels = sorted((simt_extension.CSRC / "cuda").rglob("*.cu"))
     assert [path.read_text() for path in sources] == [
-        f'#include "cuda/{p.name}"\n' for p in kernels
+        f'#include "{p.relative_to(simt_extension.CSRC)}"\n' for p in kernels
     ]
     # Objects lie in one folder.
     names = [path.stem for path in sources]
+    assert len(set(names)) == len(names)
     assert not set(names) & {path.stem for path in simt_extension.CSRC.rglob("*.cpp")}
     assert not set(names) & {path.stem for path in simt_extension.SIMT.glob("*.cpp")}
 

@@ -1,4 +1,4 @@
-"""The model by which `auto` chooses kernels (csrc/cuda/step_model.h): what must hold of its estimates.
+"""The model by which `auto` chooses kernels (csrc/cuda/choice/step_model.h): what must hold of it.
 
 That they are right, a GPU alone can tell.
 """

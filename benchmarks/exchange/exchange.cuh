@@ -2,7 +2,7 @@
 // module docstring (__init__.py) says what is measured.
 #pragma once
 
-#include "cuda/device.cuh"
+#include "cuda/device/device.cuh"
 
 namespace fastlstm {
 namespace exchange {

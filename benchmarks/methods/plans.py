@@ -1,4 +1,4 @@
-"""The plans of the group kernels that are worth a try (csrc/cuda/group_layout.h)."""
+"""The plans of the group kernels that are worth a try (csrc/cuda/persistent/group/layout.h)."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 // The four functions of the CPU's backend, and what the two of a layer begin with.
 #pragma once
 
-#include "../backend.h"
-#include "../checks.h"
+#include "../layer/backend.h"
+#include "../layer/checks.h"
 
 namespace fastlstm {
 namespace cpu {

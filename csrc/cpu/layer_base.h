@@ -8,7 +8,7 @@
 #include <type_traits>
 #include <vector>
 
-#include "../layer.h"
+#include "../layer/layer.h"
 #include "cores.h"
 #include "host.h"
 #include "schedule.h"

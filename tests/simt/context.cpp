@@ -1,5 +1,6 @@
-// In place of csrc/cuda/context.cpp: there is no stream; TF32 and the device are what tests say.
-#include "context.h"
+// In place of csrc/cuda/layer/context.cpp: there is no stream; TF32 and the device are what tests
+// say.
+#include "cuda/layer/context.h"
 
 #include "simt.h"
 

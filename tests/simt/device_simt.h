@@ -1,4 +1,5 @@
-// The emulator's half of csrc/cuda/device.cuh, which includes it and describes each function.
+// The emulator's half of csrc/cuda/device/device.cuh, which includes it and describes each
+// function.
 #pragma once
 
 #include <math.h>

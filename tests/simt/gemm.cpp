@@ -1,6 +1,6 @@
-// In place of csrc/cuda/gemm.cpp: the same products as plain loops, summed in a wider type, since
-// it is not cuBLAS that is to be tested.
-#include "gemm.h"
+// In place of csrc/cuda/layer/gemm.cpp: the same products as plain loops, summed in a wider type,
+// since it is not cuBLAS that is to be tested.
+#include "cuda/layer/gemm.h"
 
 #include <c10/util/BFloat16.h>
 #include <c10/util/Half.h>

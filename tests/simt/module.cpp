@@ -2,11 +2,11 @@
 // tensors on the CPU, and every tensor made while `guard_memory` is on has guard pages around it.
 #include <c10/core/CPUAllocator.h>
 
-#include "../../csrc/backend.h"
-#include "../../csrc/bind_layers.h"
-#include "../../csrc/cuda/bind_choice.h"
-#include "../../csrc/cuda/context.h"
-#include "../../csrc/cuda/persistent_block.h"
+#include "bindings/bind_layers.h"
+#include "cuda/choice/bind_choice.h"
+#include "cuda/layer/context.h"
+#include "cuda/persistent/block/block.h"
+#include "layer/backend.h"
 #include "simt.h"
 
 namespace fastlstm {
@@ -86,7 +86,7 @@ int group_shared_bytes(int cell, bool backward, bool cluster, int element_bytes,
 void bind_heuristics(py::module_& m) {
   using Device = cuda::DeviceProperties;
   py::class_<Device>(m, "DeviceProperties",
-                     "What kernels are chosen by; see csrc/cuda/heuristics.h")
+                     "What kernels are chosen by; see csrc/cuda/choice/heuristics.h")
       .def(py::init<int, int, size_t, int, int, int>(), py::kw_only(), py::arg("capability"),
            py::arg("multiprocessors"), py::arg("shared_bytes"), py::arg("clusters_of_8"),
            py::arg("clusters_of_16"), py::arg("compiled_for"))
@@ -100,7 +100,8 @@ void bind_heuristics(py::module_& m) {
   m.def("set_device", &cuda::set_device_properties,
         "Another device from now on. At first it is an H100", py::arg("device"));
   m.def("choose", &choose,
-        "csrc/cuda/heuristics.h, as a dict. cell: 0 LSTM, 1 GRU, 2 and 3 RNN with tanh and relu",
+        "csrc/cuda/choice/heuristics.h, as a dict. cell: 0 LSTM, 1 GRU, 2 and 3 RNN with tanh and "
+        "relu",
         py::kw_only(), py::arg("cell"), py::arg("backward"), py::arg("T"), py::arg("N"),
         py::arg("H"), py::arg("directions"), py::arg("element_bytes"), py::arg("is_bfloat16"),
         py::arg("tf32"), py::arg("projected"), py::arg("block_shared_bytes"), py::arg("device"),

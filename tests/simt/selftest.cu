@@ -1,5 +1,5 @@
-// Kernels that use the functions of csrc/cuda/device.cuh as real kernels do. The emulator runs
-// them in test_simt.py; nvcc compiles them, so that a GPU can be asked the same questions.
+// Kernels that use the functions of csrc/cuda/device/device.cuh as real kernels do. The emulator
+// runs them in test_simt.py; nvcc compiles them, so that a GPU can be asked the same questions.
 #include "selftest.h"
 
 #include <math.h>

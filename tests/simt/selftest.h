@@ -8,7 +8,7 @@
 #include <stdexcept>
 #include <string>
 
-#include "cuda/device.cuh"
+#include "cuda/device/device.cuh"
 
 namespace fastlstm {
 namespace selftest {

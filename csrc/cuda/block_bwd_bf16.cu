@@ -1,7 +1,0 @@
-#include "persistent_block.cuh"
-
-namespace fastlstm {
-namespace cuda {
-FASTLSTM_INSTANTIATE_BLOCK_BWD(BFloat16)
-}  // namespace cuda
-}  // namespace fastlstm

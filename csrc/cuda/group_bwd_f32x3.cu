@@ -1,7 +1,0 @@
-#include "persistent_group.cuh"
-
-namespace fastlstm {
-namespace cuda {
-FASTLSTM_INSTANTIATE_GROUP_BWD(Float3x)
-}  // namespace cuda
-}  // namespace fastlstm

@@ -1,0 +1,7 @@
+#include "launch.cuh"
+
+namespace fastlstm {
+namespace cuda {
+FASTLSTM_INSTANTIATE_GROUP_FWD(BFloat16)
+}  // namespace cuda
+}  // namespace fastlstm
