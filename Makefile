@@ -30,7 +30,7 @@ test-fast: build
 # The CPU half under AddressSanitizer and UndefinedBehaviorSanitizer, then under ThreadSanitizer, in
 # builds of their own, and a test that each of them finds a planted fault.
 sanitize: build
-	$(BIN)/python tests/sanitizers.py
+	$(BIN)/python tests/kernels/sanitizers.py
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .
@@ -53,7 +53,7 @@ sdist: $(VENV)/.installed
 # Compiles and links the CUDA half out of place, for two architectures, with warnings and register
 # spills as errors, and imports it in a fresh process.
 cuda-build: $(CUDA_VENV)/.installed
-	TORCH_CUDA_ARCH_LIST="$(CUDA_ARCHS)" $(CUDA_VENV)/bin/python tests/cuda_build.py build/cuda
+	TORCH_CUDA_ARCH_LIST="$(CUDA_ARCHS)" $(CUDA_VENV)/bin/python tests/cuda/cuda_build.py build/cuda
 
 # With the torch of the machine, which fits its GPU, and not that of .venv.
 gpu-check: export PATH := $(MACHINE_PATH)

@@ -4,7 +4,7 @@ Which of the CPU kernels runs is decided at run time. No GPU is needed: what is 
 depend on the one that is present, unless TORCH_CUDA_ARCH_LIST says so.
 
 Environment: MAX_JOBS (parallel compilations), DEBUG=1 (-O0 -g), CXX, FASTLSTM_NO_OPENMP=1 (serial
-CPU kernels), FASTLSTM_SANITIZE=address or thread (instrumented, for tests/sanitizers.py),
+CPU kernels), FASTLSTM_SANITIZE=address or thread (instrumented, for tests/kernels/sanitizers.py),
 CUDA_HOME, TORCH_CUDA_ARCH_LIST ("8.0 9.0a"; default: see DEFAULT_ARCHS), FORCE_CUDA=1 (an error
 where the CUDA kernels cannot be built), FASTLSTM_SKIP_CUDA_BUILD=1 (CPU kernels only).
 """

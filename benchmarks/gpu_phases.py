@@ -36,8 +36,8 @@ SANITIZER_OPTIONS = {"memcheck": ["--report-api-errors", "no"], "racecheck": []}
 # Test files that have a process for the tests of each method, by the words in their names: a kernel
 # that fails takes all later calls with it.
 SPLIT_TESTS = {
-    "test_cuda.py": ("cuda-stepwise", "cuda-auto"),
-    "test_cuda_families.py": ("auto", *PERSISTENT),
+    "test_layers.py": ("cuda-stepwise", "cuda-auto"),
+    "test_families.py": ("auto", *PERSISTENT),
 }
 
 
@@ -101,7 +101,7 @@ def at_work(done: Finished) -> str:
 
 def marked_tests(folder: Path) -> list[Path]:
     """The test files that have something for a GPU: the others may need what is not installed."""
-    files = sorted(folder.glob("test_*.py"))
+    files = sorted(folder.rglob("test_*.py"))
     # cuda_devices.py has the mark, as a parameter of tests that run on the emulator too.
     return [p for p in files if re.search(r"mark\.cuda|cuda_devices", p.read_text())]
 

@@ -7,8 +7,11 @@ import torch
 
 import fastlstm
 
+TESTS = Path(__file__).resolve().parent
+# What tests of several rooms import; what one room alone needs is found beside its tests.
+sys.path.insert(0, str(TESTS / "support"))
 # benchmarks and examples are found here. Last, so that fastlstm is the installed one.
-sys.path.append(str(Path(__file__).resolve().parents[1]))
+sys.path.append(str(TESTS.parent))
 
 # torch.testing's modules (the module database, opcheck) call it when they are imported, and no test
 # after that could change a switch such as torch.backends.mkldnn.enabled.

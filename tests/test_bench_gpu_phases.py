@@ -16,7 +16,7 @@ from benchmarks.gpu_workplace import Result, Workplace, merged
 from benchmarks.kernel_choice import METHODS
 
 ROOT = Path(__file__).resolve().parents[1]
-FAMILIES = "test_cuda_families.py"
+FAMILIES = "test_families.py"
 
 
 @pytest.fixture
@@ -150,7 +150,7 @@ def test_methods_are_tested_in_processes_of_their_own(
     result = gpu_phases.run_phase("test", place, 60)
     assert result.state == "red"
     assert "lost" in result.detail
-    assert result.text.startswith("test_cuda_families-cluster: ")
+    assert result.text.startswith("test_families-cluster: ")
     assert result.text.count("exit code") == 1
     (folder / FAMILIES).write_text(text.replace("cluster' or", "none' or"))
     assert gpu_phases.run_phase("test", place, 60) == Result("green", "4 tests passed, 0 skipped")
@@ -159,15 +159,15 @@ def test_methods_are_tested_in_processes_of_their_own(
 def test_every_file_with_something_for_a_gpu_is_found() -> None:
     files = gpu_phases.marked_tests(ROOT / "tests")
     names = {path.name for path in files}
-    assert {"test_cuda_gpu.py", "test_simt.py", *gpu_phases.SPLIT_TESTS} <= names
+    assert {"test_gpu.py", "test_simt.py", *gpu_phases.SPLIT_TESTS} <= names
     assert "test_parity.py" not in names
     groups = gpu_phases.test_groups(files)
     assert groups["test"] == [p for p in files if p.name not in gpu_phases.SPLIT_TESTS]
-    assert groups["test_cuda_families-grid"] == [ROOT / "tests" / FAMILIES, "-k", "grid"]
+    assert groups["test_families-grid"] == [ROOT / "tests" / "cuda" / FAMILIES, "-k", "grid"]
 
 
 def test_each_test_of_a_split_file_is_in_one_process() -> None:
-    files = [ROOT / "tests" / name for name in gpu_phases.SPLIT_TESTS]
+    files = [ROOT / "tests" / "cuda" / name for name in gpu_phases.SPLIT_TESTS]
     command = [sys.executable, "-m", "pytest", "--collect-only", "-q", "-m", "cuda"]
     done = subprocess.run([*command, *files], capture_output=True, text=True, cwd=ROOT, check=True)
     tests = [line for line in done.stdout.splitlines() if "::" in line]

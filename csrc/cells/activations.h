@@ -5,7 +5,7 @@
 // All three share one core: with t = n ln2 + r, |r| <= ln2 / 2, expm1(r) = r + r^2 q(r), and e^t =
 // 2^n + 2^n expm1(r). The coefficients of q interpolate (e^r - 1 - r) / r^2 at Chebyshev nodes of
 // [-ln2/2, ln2/2], fitted in 60-digit arithmetic. Error over all fp32 values: at most 4 ULP, tested
-// exhaustively (tests/test_activations.py).
+// exhaustively (tests/kernels/test_activations.py).
 #pragma once
 
 #include "portable.h"

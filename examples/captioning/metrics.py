@@ -13,7 +13,7 @@ from .vocabulary import normalize
 
 # BLEU comes from sacrebleu. ROUGE-L with the constants of captioning and CIDEr are in no library
 # that is kept up: pycocoevalcap has them in 100 MB of Java programs, last released in 2020.
-# tests/test_captioning_metrics.py compares all of them with what it gives.
+# tests/examples/test_captioning_metrics.py compares all of them with what it gives.
 
 MAX_NGRAM = 4
 ROUGE_BETA = 1.2

@@ -6,7 +6,7 @@ from types import ModuleType
 
 from torch.utils import cpp_extension
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 CSRC, SIMT = ROOT / "csrc", ROOT / "tests" / "simt"
 BUILD = ROOT / "build" / "simt"
 

@@ -13,7 +13,7 @@ import cuda_build
 import pytest
 import torch
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 SWITCHES = ("FORCE_CUDA", "FASTLSTM_SKIP_CUDA_BUILD", "CUDA_HOME", "CUDA_PATH", "CXX")
 CUDA_13 = ("75", "80", "86", "87", "88", "89", "90", "100", "110", "103", "120", "121")
 CUDA_12_4 = ("50", "52", "53", "60", "61", "62", "70", "72", "75", "80", "86", "87", "89", "90")

@@ -13,7 +13,7 @@ from torch import Tensor
 from examples import min_char_rnn
 from examples.min_char_rnn import Adagrad, MinCharRNN, chunks, gradient_check, main, train
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 
 
 class NumpyProgram:

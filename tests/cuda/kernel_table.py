@@ -1,7 +1,7 @@
 """The table of the persistent kernels, docs/cuda_kernels.md, from what the compiler made of them.
 
-    python tests/cuda_build.py build/cuda --table docs/cuda_kernels.md
-    python tests/kernel_table.py docs/cuda_kernels.md [LIBRARY_OR_OBJECT...]
+    python tests/cuda/cuda_build.py build/cuda --table docs/cuda_kernels.md
+    python tests/cuda/kernel_table.py docs/cuda_kernels.md [LIBRARY_OR_OBJECT...]
 
 Registers and stack come from cuobjdump, shared memory and the largest H from the kernels' own
 headers (kernel_layouts.cpp). Without a library, registers and stack stay as the document has them:
@@ -21,8 +21,8 @@ from typing import NamedTuple
 
 from cuda_build import Kernel, demangle, dump_of, parse_kernels
 
-ROOT = Path(__file__).resolve().parent.parent
-LAYOUTS = ROOT / "tests" / "kernel_layouts.cpp"
+ROOT = Path(__file__).resolve().parents[2]
+LAYOUTS = ROOT / "tests" / "cuda" / "kernel_layouts.cpp"
 ARCHS = ("sm_80", "sm_90a")
 KIB = 1024
 
@@ -205,8 +205,8 @@ def rows(family: str, direction: str, found: Found, known: Known) -> Iterator[st
 INTRODUCTION = """\
 # The persistent kernels, one by one
 
-Made by `python tests/cuda_build.py build/cuda --table docs/cuda_kernels.md` with TORCH_CUDA_ARCH_LIST="8.0 9.0a": what the compiler
-made of each kernel, and what has room for it. Nothing here was measured. `python tests/kernel_table.py docs/cuda_kernels.md` brings all but registers
+Made by `python tests/cuda/cuda_build.py build/cuda --table docs/cuda_kernels.md` with TORCH_CUDA_ARCH_LIST="8.0 9.0a": what the compiler
+made of each kernel, and what has room for it. Nothing here was measured. `python tests/cuda/kernel_table.py docs/cuda_kernels.md` brings all but registers
 and stack up to date, in a second. `docs/cuda.md` says what the kernels do.
 
 - **sm_80, sm_90a**: registers a thread. **stack**: bytes of a thread's stack, spilled registers among them, on either of the two.

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 SIMT = ROOT / "tests" / "simt"
 # The layers on the emulator, which need torch, have a build of their own (simt_extension.py).
 LAYERS = ("module.cpp", "context.cpp", "gemm.cpp")

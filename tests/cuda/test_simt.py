@@ -258,7 +258,7 @@ def test_gpu_traps() -> None:
     code = """if True:
         import numpy, simt_selftest
         simt_selftest.gpu().run("trap", numpy.zeros(1), numpy.zeros(1))"""
-    folder = Path(__file__).parent
+    folder = Path(simt_selftest.__file__).parent
     result = subprocess.run(
         [sys.executable, "-c", code], cwd=folder, capture_output=True, text=True
     )

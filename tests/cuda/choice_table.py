@@ -1,6 +1,6 @@
 """Prints what `auto` chooses for the shapes of the grid `gpu` on an H100, as docs/cuda.md has it.
 
-PYTHONPATH=. python tests/choice_table.py
+PYTHONPATH=.:tests/support python tests/cuda/choice_table.py
 """
 
 from collections.abc import Iterator

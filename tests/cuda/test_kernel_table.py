@@ -190,5 +190,5 @@ def test_document_is_current(known: Known, tmp_path: Path, monkeypatch: pytest.M
     path.write_text(text)
     assert kernel_table.main([str(path)]) == 0
     assert path.read_text() == text, (
-        "python tests/kernel_table.py docs/cuda_kernels.md brings its layouts up to date"
+        "python tests/cuda/kernel_table.py docs/cuda_kernels.md brings its layouts up to date"
     )

@@ -1,7 +1,7 @@
 """`make cuda-build`: the extension with its CUDA kernels, built and imported without a GPU.
 
-    python tests/cuda_build.py build/cuda
-    python tests/cuda_build.py build/cuda --table docs/cuda_kernels.md
+    python tests/cuda/cuda_build.py build/cuda
+    python tests/cuda/cuda_build.py build/cuda --table docs/cuda_kernels.md
 
 builds with the torch that runs it, below the folder, for the architectures in TORCH_CUDA_ARCH_LIST.
 Warnings of either compiler are errors, and so is a kernel whose registers spill. Then a fresh
@@ -19,7 +19,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 SELF_TEST = ROOT / "tests/simt/selftest.cu"
 
 # setuptools appends CPPFLAGS and LDFLAGS to its own, nvcc NVCC_APPEND_FLAGS.

@@ -50,7 +50,7 @@ def test_paths(capability: str) -> None:
             "-p",
             "no:cacheprovider",
         ],
-        cwd=Path(__file__).parent,
+        cwd=Path(__file__).parents[1],
         env=environment(capability),
         capture_output=True,
         text=True,

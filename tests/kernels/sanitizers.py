@@ -1,7 +1,7 @@
 """Builds the extension with sanitizers, out of place, and runs the kernel tests under them.
 
-    python tests/sanitizers.py                  both, then test_sanitizers.py
-    python tests/sanitizers.py thread -k cells  one of them, with arguments for pytest
+    python tests/kernels/sanitizers.py                  both, then test_sanitizers.py
+    python tests/kernels/sanitizers.py thread -k cells  one of them, with arguments for pytest
 
 torch is not instrumented: what it allocates is watched where our code touches it, its own threads
 are not.
@@ -17,7 +17,7 @@ from pathlib import Path
 
 import fastlstm
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 BUILD = ROOT / "build" / "sanitize"
 
 # Which tests run in which build, if they are there; each list is a process.
@@ -102,7 +102,7 @@ def command(kind: str, *words: str) -> list[str]:
 
 def run_tests(kind: str, capability: str, names: list[str], arguments: list[str]) -> None:
     """The tests of some files on the kernels of a capability."""
-    files = [ROOT / "tests" / f"test_{name}.py" for name in names]
+    files = [ROOT / "tests" / "kernels" / f"test_{name}.py" for name in names]
     # Not `python -m pytest`, which finds the package of the working folder first. The reports go
     # past pytest, which is gone when they are read.
     words = [str(Path(sysconfig.get_path("scripts"), "pytest")), "-v", "--capture=sys"]
@@ -138,7 +138,13 @@ def main(arguments: list[str]) -> None:
         for each in running:
             each.result()
     if not arguments:
-        words = [sys.executable, "-m", "pytest", "-q", str(ROOT / "tests" / "test_sanitizers.py")]
+        words = [
+            sys.executable,
+            "-m",
+            "pytest",
+            "-q",
+            str(Path(__file__).with_name("test_sanitizers.py")),
+        ]
         env = {**os.environ, "FASTLSTM_SANITIZER_BUILDS": "1"}
         sys.exit(subprocess.run(words, cwd=ROOT, env=env).returncode)
 
