@@ -107,18 +107,19 @@ def test_python_runs_on_during_a_long_call() -> None:
         assert silence < max(0.3 * took, 0.05), f"{silence:.3f} s of {took:.3f} s"
 
 
-FORK = """
-import os, sys, torch, fastlstm
+GRADIENTS = """
+import os, signal, sys, time, torch, fastlstm
 torch.manual_seed(0)
 torch.set_num_threads(2)
-lstm = fastlstm.LSTM(5, 96, 2, bidirectional=True)
-x = torch.randn(7, 13, 5)
 
 def run():
     lstm.zero_grad()
     lstm(x)[0].square().sum().backward()
     return [p.grad.clone() for p in lstm.parameters()]
+"""
 
+FORK = f"""{GRADIENTS}
+lstm, x = fastlstm.LSTM(5, 96, 2, bidirectional=True), torch.randn(7, 13, 5)
 expected = run()
 children = []
 for _ in range(3):
@@ -134,18 +135,8 @@ sys.exit(max(codes))
 
 # The child leaves its number of threads alone: the tensors of torch's own operations are small
 # enough that none of them asks for a second thread, which it would wait for forever.
-FORK_WITH_THREADS = """
-import os, signal, sys, time, torch, fastlstm
-torch.manual_seed(0)
-torch.set_num_threads(2)
-lstm = fastlstm.LSTM(5, 64, bidirectional=True)
-x = torch.randn(7, 16, 5)
-
-def run():
-    lstm.zero_grad()
-    lstm(x)[0].square().sum().backward()
-    return [p.grad.clone() for p in lstm.parameters()]
-
+FORK_WITH_THREADS = f"""{GRADIENTS}
+lstm, x = fastlstm.LSTM(5, 64, bidirectional=True), torch.randn(7, 16, 5)
 expected = run()
 pid = os.fork()
 if pid == 0:

@@ -54,14 +54,18 @@ class DropEntry(nn.Module):
         return self.rnn(x)[0]
 
 
-class DropList(nn.Module):
-    """The parameter moved to the wrapper, the whole list assigned."""
+class Moved(nn.Module):
+    """The parameter moved to the wrapper."""
 
     def __init__(self, rnn: nn.Module) -> None:
         super().__init__()
         self.raw = nn.Parameter(getattr(rnn, NAME).data)
         delattr(rnn, NAME)
         self.rnn = rnn
+
+
+class DropList(Moved):
+    """The whole list assigned."""
 
     def forward(self, x: Tensor) -> Tensor:
         dropped = F.dropout(self.raw, 0.5, self.training)
@@ -89,15 +93,12 @@ class DropParameter(nn.Module):
         return self.rnn(x)[0]
 
 
-class DropAttribute(nn.Module):
+class DropAttribute(Moved):
     """A plain attribute in the place of the parameter; the list made anew from the names."""
 
     def __init__(self, rnn: nn.Module) -> None:
-        super().__init__()
-        self.raw = nn.Parameter(getattr(rnn, NAME).data)
-        delattr(rnn, NAME)
+        super().__init__(rnn)
         setattr(rnn, NAME, self.raw.clone())
-        self.rnn = rnn
 
     def forward(self, x: Tensor) -> Tensor:
         setattr(self.rnn, NAME, F.dropout(self.raw, 0.5, self.training))
