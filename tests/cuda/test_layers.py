@@ -11,6 +11,7 @@ from dataclasses import replace
 import pytest
 import simt_extension
 import torch
+from cell_kinds import has_c
 from cuda_devices import EVERY_DEVICE, Device, device
 from error_rule import assert_error_within, assert_parity, assert_same
 from helpers import MODES, Case, Values, cases, modes, plain, solve, with_tokens
@@ -258,7 +259,7 @@ def test_states_of_every_step(dev: Device, mode: str, dtype: torch.dtype) -> Non
     output, hidden, states = module(x, return_states=True)
     assert {t.dtype for s in states for t in s} == {dtype}
     assert torch.equal(states.h[0], output)
-    if mode == "LSTM":
+    if has_c(mode):
         assert torch.equal(states.c[0][-1], hidden[1][0])
         states.c[0].float().pow(2).sum().backward()
         assert x.grad.dtype == dtype and x.grad.abs().min() > 0
@@ -280,7 +281,7 @@ def test_cells(dev: Device, mode: str, dtype: torch.dtype) -> None:
     """A cell is a layer of one step: held to the rule of torch.nn's cell."""
     kind, _, nonlinearity = mode.partition("_")
     options = {"nonlinearity": nonlinearity.lower()} if nonlinearity else {}
-    states = 2 if mode == "LSTM" else 1
+    states = 2 if has_c(mode) else 1
     found: dict[str, list[list[Tensor]]] = {"ours": [], "theirs": [], "true": []}
     for seed in range(20):
         torch.manual_seed(seed)
@@ -352,9 +353,9 @@ def test_empty_batch_and_no_steps(dev: Device, mode: str) -> None:
 def test_empty_sequences_keep_their_state(dev: Device, mode: str) -> None:
     module = module_of(mode).to(dev.torch_device)
     h0 = dev.put(torch.randn(1, 2, 5)).requires_grad_()
-    hx = (h0, torch.zeros_like(h0)) if mode == "LSTM" else h0
+    hx = (h0, torch.zeros_like(h0)) if has_c(mode) else h0
     output, hidden = module(dev.put(torch.randn(3, 2, 3)), hx, lengths=[0, 0])
-    h_n = hidden[0] if mode == "LSTM" else hidden
+    h_n = hidden[0] if has_c(mode) else hidden
     assert torch.equal(h_n, h0) and not output.any()
     (grad,) = torch.autograd.grad(h_n.sum(), h0)
     assert torch.equal(grad, torch.ones_like(h0))

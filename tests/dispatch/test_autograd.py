@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from cell_kinds import GATES, has_c
 from helpers import Case, Values, call, modes, named
 from module_pairs import build, randn
 from torch import Tensor, nn
@@ -110,10 +111,10 @@ def test_shapes_without_numbers(mode: str, fake: bool) -> None:
 
 @modes
 def test_shapes_of_a_cell_without_numbers(mode: str) -> None:
-    rows = {"LSTM": 20, "GRU": 15}.get(mode, 5)
+    rows = 5 * GATES[mode]
     shapes = [(3, 2), (3, 5), (3, 5), (rows, 2), (rows, 5), (rows,), (rows,)]
     tensors = [torch.empty(s, device="meta", requires_grad=True) for s in shapes]
-    tensors[2] = tensors[2] if mode == "LSTM" else None
+    tensors[2] = tensors[2] if has_c(mode) else None
     results = [t for t in autograd.cell(mode, *tensors) if t is not None]
     assert all(t.is_meta and t.shape == (3, 5) for t in results)
     wanted = [t for t in tensors if t is not None]

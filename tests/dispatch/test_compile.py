@@ -7,6 +7,7 @@ from contextlib import nullcontext
 import pytest
 import torch
 import torch_graphs
+from cell_kinds import has_c
 from module_pairs import build
 from torch import Tensor, nn
 from torch._dynamo.backends.common import aot_autograd
@@ -26,7 +27,7 @@ fresh_compiler = torch_graphs.fresh_compiler
 
 def state(kind: str, layers: int = 2, width: int = H):
     h = torch.randn(layers, N, width)
-    return (h, torch.randn(layers, N, H)) if kind == "LSTM" else h
+    return (h, torch.randn(layers, N, H)) if has_c(kind) else h
 
 
 # Options of the constructor, then from the kind to the arguments and keywords of the call.
@@ -147,7 +148,7 @@ def test_cell(kind: str, bias: bool) -> None:
 
     compiled = torch.compile(decode, backend="aot_eager", fullgraph=True)
     h = state(kind, 1)
-    hx = tuple(t[0] for t in h) if kind == "LSTM" else h[0]
+    hx = tuple(t[0] for t in h) if has_c(kind) else h[0]
     x = torch.randn(3, N, I)
     torch.testing.assert_close(
         *(results_and_grads(run, cell.parameters(), x, hx) for run in (compiled, decode))

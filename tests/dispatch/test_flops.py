@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from cell_kinds import GATES, has_c
 from module_pairs import build, directions, flat, kinds, pair, randn
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -16,7 +17,6 @@ import fastlstm
 from fastlstm import functional
 
 T, N, I, H, P = 5, 3, 4, 6, 2
-GATES = {"LSTM": 4, "GRU": 3, "RNN_TANH": 1, "RNN_RELU": 1}
 ROWS, W_IH, W_HH = T * N, 4 * H * I, 4 * H * H  # of an LSTM
 PARTS = ("forward", "backward")
 Counts = dict[str, int]
@@ -45,7 +45,7 @@ INPUTS = {
     "x": lambda kind, layers: (x_of(T, N, I),),
     "state": lambda kind, layers: (
         x_of(T, N, I),
-        (x_of(layers, N, H), x_of(layers, N, H)) if kind == "LSTM" else x_of(layers, N, H),
+        (x_of(layers, N, H), x_of(layers, N, H)) if has_c(kind) else x_of(layers, N, H),
     ),
     "no_batch": lambda kind, layers: (x_of(T, I),),
 }
@@ -85,7 +85,7 @@ def test_projections_count_as_torch_nn(bidirectional: bool) -> None:
 def test_cells_count_as_torch_nn(kind: str, needs_grad: bool) -> None:
     mine, theirs = pair(kind, I, H, cell=True)
     x, h = x_of(N, I, needs_grad=needs_grad), x_of(N, H, needs_grad=needs_grad)
-    for args in ((x,), (x, (h, h) if kind == "LSTM" else h), (x[0],)):
+    for args in ((x,), (x, (h, h) if has_c(kind) else h), (x[0],)):
         assert counts(mine, *args) == counts(theirs, *args)
     assert counts(mine, x)["forward"] == 2 * N * GATES[kind] * H * (I + H)
 

@@ -6,6 +6,7 @@ import pickle
 
 import pytest
 import torch
+from cell_kinds import has_c
 from module_pairs import CLOSE, build, flat, kinds, randn
 from torch import Tensor, fx, nn
 from torch.fx import symbolic_trace
@@ -47,7 +48,7 @@ class GivenState(nn.Module):
         self.kind = kind
 
     def forward(self, x: Tensor, h: Tensor):
-        if self.kind == "LSTM":
+        if has_c(self.kind):
             output, (h, c) = self.rnn(x, (h, h * 2))
             return output, h + c
         output, h = self.rnn(x, h)
@@ -65,8 +66,8 @@ class ConstantInput(nn.Module):
         self.kind = kind
 
     def forward(self, h: Tensor):
-        states = (h, h) if self.kind == "LSTM" else h
-        last = (h[0], h[0]) if self.kind == "LSTM" else h[0]
+        states = (h, h) if has_c(self.kind) else h
+        last = (h[0], h[0]) if has_c(self.kind) else h[0]
         return self.rnn(self.start, states), self.cell(self.start[0], last)
 
 
@@ -79,7 +80,7 @@ class Loop(nn.Module):
         self.cells = nn.ModuleList(
             build(package, kind, *size, cell=True, dtype=torch.float64) for size in sizes
         )
-        self.is_lstm = kind == "LSTM"
+        self.has_c = has_c(kind)
 
     def forward(self, x: Tensor):
         states = [None, None]
@@ -87,7 +88,7 @@ class Loop(nn.Module):
             h = x[t]
             for k, cell in enumerate(self.cells):
                 states[k] = cell(h) if t == 0 else cell(h, states[k])
-                h = states[k][0] if self.is_lstm else states[k]
+                h = states[k][0] if self.has_c else states[k]
         return states
 
 
@@ -250,7 +251,7 @@ def test_a_module_is_traced_by_itself(kind: str, cell: bool) -> None:
     assert "call_function" in ops(graph)
     assert graph.state_dict().keys() == module.state_dict().keys()
     h = randn(N, H) if cell else randn(1, N, H)
-    x, hx = randn(N, I) if cell else randn(T, N, I), (h, h) if kind == "LSTM" else h
+    x, hx = randn(N, I) if cell else randn(T, N, I), (h, h) if has_c(kind) else h
     for other in (graph, symbolic_trace(graph), pickle.loads(pickle.dumps(graph))):
         assert_equal(other, module, x, hx)
     if not cell:
@@ -286,7 +287,9 @@ def test_what_a_hook_changes_is_changed_once(kind: str, cell: bool, where: str) 
     def after(m: nn.Module, args: tuple, result):
         if m is not module:
             return None
-        if isinstance(result, Tensor) or (isinstance(result, fx.Proxy) and cell and kind != "LSTM"):
+        if isinstance(result, Tensor) or (
+            isinstance(result, fx.Proxy) and cell and not has_c(kind)
+        ):
             return result * 2
         return result[0] * 2, result[1]
 

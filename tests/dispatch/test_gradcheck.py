@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from cell_kinds import GATES, has_c
 from helpers import MODES, Case, Values, cases, dtypes, modes, ours, with_tokens
 from module_pairs import build, flat, kinds
 from torch import Tensor
@@ -163,7 +164,7 @@ def test_states(mode: str, check: Callable) -> None:
 
     def function(x: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
         v = dict(zip(weights, tensors, strict=True))
-        if mode == "LSTM":
+        if has_c(mode):
             *_, states = fastlstm.functional.lstm(x, None, case.weights(v), return_states=True)
             return *states.h, *states.c
         if mode == "GRU":
@@ -196,7 +197,7 @@ def test_cell(mode: str, check: Callable, bias: bool) -> None:
 
 @pytest.mark.parametrize(
     ("mode", "wanted"),
-    [(m, k) for m in CELLS for k in range(7) if m == "LSTM" or k != 2],  # c is the third input
+    [(m, k) for m in CELLS for k in range(7) if has_c(m) or k != 2],  # c is the third input
 )
 def test_cell_of_one_input(mode: str, wanted: int) -> None:
     x, h, c, weights = cell_problem(mode, True)
@@ -211,13 +212,14 @@ def test_cell_of_one_input(mode: str, wanted: int) -> None:
 
 
 def cell_problem(mode: str, bias: bool) -> tuple[Tensor, Tensor, Tensor | None, list]:
-    N, I, H, rows = 2, 3, 2, {"LSTM": 8, "GRU": 6}.get(mode, 2)  # noqa: E741
+    N, I, H = 2, 3, 2  # noqa: E741
+    rows = GATES[mode] * H
 
     def randn(*shape: int) -> Tensor:
         return torch.randn(shape, dtype=torch.float64)
 
     weights = [randn(rows, I), randn(rows, H), *(randn(rows) if bias else None for _ in range(2))]
-    return randn(N, I), randn(N, H), randn(N, H) if mode == "LSTM" else None, weights
+    return randn(N, I), randn(N, H), randn(N, H) if has_c(mode) else None, weights
 
 
 @orders

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from cell_kinds import has_c
 from helpers import (
     MODES,
     Case,
@@ -145,8 +146,8 @@ def test_memory_kept_for_backward(case: Case, dtype: torch.dtype, kind: str) -> 
     # Initial states, and a row of zeros, may lie beside those of the steps.
     rows_of_state = rows + case.directions * case.N + 1
     unit = case.directions * case.H * dtype.itemsize
-    allowed = (KEPT[case.mode] - (case.mode == "LSTM")) * unit * rows
-    allowed += (case.mode == "LSTM") * unit * rows_of_state
+    allowed = (KEPT[case.mode] - (has_c(case.mode))) * unit * rows
+    allowed += (has_c(case.mode)) * unit * rows_of_state
     assert saved_bytes(case, leaves) <= allowed
     kept, results = _storages_kept(case, leaves)
     output = results["output"].untyped_storage()

@@ -5,6 +5,7 @@ import sys
 
 import pytest
 import torch
+from cell_kinds import GATES, has_c
 from helpers import modes
 from torch import Tensor
 from torch._subclasses import FakeTensorMode
@@ -14,7 +15,6 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 from fastlstm import ops  # noqa: F401  registers them
 
 T, N, I, H = 3, 2, 3, 4
-GATES = {"LSTM": 4, "GRU": 3, "RNN_TANH": 1, "RNN_RELU": 1}
 OPS = torch.ops.fastlstm
 
 # What differs from a padded input of floats with biases and a state.
@@ -75,7 +75,7 @@ def layer_arguments(mode: str, kind: str, D: int, needs_grad: bool) -> tuple:
         x,
         leaf(7, I) if "table" in options else None,
         leaf(D, N, P) if state else None,
-        leaf(D, N, H) if state and mode == "LSTM" else None,
+        leaf(D, N, H) if state and has_c(mode) else None,
         weights,
         has_weight,
         options.get("batch_sizes"),
@@ -110,12 +110,12 @@ def test_layer_without_gradient(mode: str, kind: str, keep: int) -> None:
 def test_layer_backward(mode: str, kind: str, D: int) -> None:
     arguments = layer_arguments(mode, kind, D, False)
     h, c, reserve, h_n, c_n = OPS.layer(*arguments, 2)
-    has_c = mode == "LSTM"
+    with_c = has_c(mode)
     x, is_tokens = arguments[1], "tokens" in KINDS[kind]
     rows = x.shape if is_tokens else x.shape[:-1]
     grad_y = torch.randn(*rows, h.size(1))
-    grad_c = torch.randn(*rows, c.size(1)) if has_c else None
-    grad_h_n, grad_c_n = torch.randn_like(h_n), torch.randn_like(c_n) if has_c else None
+    grad_c = torch.randn(*rows, c.size(1)) if with_c else None
+    grad_h_n, grad_c_n = torch.randn_like(h_n), torch.randn_like(c_n) if with_c else None
     table = "table" in KINDS[kind]
     for grads, needs in (
         ((grad_y, grad_c, grad_h_n, grad_c_n), (not is_tokens, table, True, True)),
@@ -133,7 +133,7 @@ def cell_arguments(mode: str, bias: bool, needs_grad: bool) -> tuple:
         mode,
         leaf(N, I),
         leaf(N, H),
-        leaf(N, H) if mode == "LSTM" else None,
+        leaf(N, H) if has_c(mode) else None,
         leaf(rows, I),
         leaf(rows, H),
         *((leaf(rows), leaf(rows)) if bias else (None, None)),
@@ -150,10 +150,10 @@ def test_cell(mode: str, bias: bool, keep: bool) -> None:
 def test_cell_backward(mode: str, bias: bool) -> None:
     arguments = cell_arguments(mode, bias, False)
     kept = OPS.cell(*arguments, True)
-    has_c = mode == "LSTM"
-    grad_h, grad_c = torch.randn(N, H), torch.randn(N, H) if has_c else None
+    with_c = has_c(mode)
+    grad_h, grad_c = torch.randn(N, H), torch.randn(N, H) if with_c else None
     for grads, needs in (
-        ((grad_h, grad_c), (True, True, has_c, True)),
+        ((grad_h, grad_c), (True, True, with_c, True)),
         ((grad_h, None), (True, False, False, False)),
     ):
         check(OPS.cell_backward.default, (*arguments, *kept, *grads, *needs, []))

@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from cell_kinds import has_c
 from module_pairs import CLOSE, build, flat, ids, kinds, pair, randn, state_for
 from torch import Tensor, nn
 from torch.nn.utils._per_sample_grad import call_for_per_sample_grads
@@ -96,7 +97,7 @@ def test_input_and_states_have_their_usual_gradients(kind: str) -> None:
     found = []
     for is_per_sample in (True, False):
         leaves = [t.clone().requires_grad_() for t in (x, *flat(hx))]
-        states = leaves[1] if kind != "LSTM" else tuple(leaves[1:])
+        states = leaves[1] if not has_c(kind) else tuple(leaves[1:])
         run = call_for_per_sample_grads(mine, batch_size=N) if is_per_sample else mine
         results = run(leaves[0], states)
         loss(results).backward()

@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from cell_kinds import GATES, has_c
 from helpers import Case, Values, call, cases, modes, named, with_tokens
 from module_pairs import build, randn
 from torch import Tensor, nn
@@ -265,8 +266,9 @@ def test_ensemble(mode: str) -> None:
 
 def cell_functions(mode: str, wanted: int) -> tuple[list[Callable], list[Tensor | None]]:
     """A step as a function of one of its inputs: on the kernels, and in plain operations."""
-    N, I, H, rows = 3, 2, 2, {"LSTM": 8, "GRU": 6}.get(mode, 2)  # noqa: E741
-    tensors = [randn(N, I), randn(N, H), randn(N, H) if mode == "LSTM" else None]
+    N, I, H = 3, 2, 2  # noqa: E741
+    rows = GATES[mode] * H
+    tensors = [randn(N, I), randn(N, H), randn(N, H) if has_c(mode) else None]
     tensors += [randn(rows, I), randn(rows, H), randn(rows), randn(rows)]
 
     def function(step: Callable) -> Callable:

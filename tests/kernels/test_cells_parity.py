@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 
 import pytest
 import torch
+from cell_kinds import has_c
 from error_rule import assert_error_within, assert_same
 from helpers import GATES, MODES, Values, dtypes, solve, wide
 from test_layouts import layouts
@@ -29,7 +30,7 @@ class Cell:
 
     @property
     def outputs(self) -> tuple[str, ...]:
-        return ("h", "c") if self.mode == "LSTM" else ("h",)
+        return ("h", "c") if has_c(self.mode) else ("h",)
 
     def problem(self, dtype: torch.dtype, seed: int = 0) -> Values:
         g = torch.Generator().manual_seed(seed)
@@ -50,10 +51,10 @@ class Cell:
 
 def _solver(functions: dict[str, Callable]) -> Callable[[Cell, Values], Values]:
     def solver(case: Cell, values: Values) -> Values:
-        hx = [values["h0"], values["c0"]] if case.mode == "LSTM" else values["h0"]
+        hx = [values["h0"], values["c0"]] if has_c(case.mode) else values["h0"]
         weights = [values[n] for n in ("w_ih", "w_hh", "b_ih", "b_hh") if n in values]
         results = functions[case.mode](values["x"], hx, *weights)
-        results = results if case.mode == "LSTM" else (results,)
+        results = results if has_c(case.mode) else (results,)
         return dict(zip(case.outputs, results, strict=True))
 
     return solver
@@ -264,7 +265,7 @@ def test_steps_equal_the_layer(case: Cell) -> None:
         step |= {f"{n}0": v for n, v in found.items()}
     module = fastlstm.functional
     weights = [[values[n] for n in ("w_ih", "w_hh", "b_ih", "b_hh")]]
-    if case.mode == "LSTM":
+    if has_c(case.mode):
         hx = (values["h0"][None], values["c0"][None])
         output, _ = module.lstm(x, hx, weights)
     elif case.mode == "GRU":

@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
+from cell_kinds import has_c
 from error_rule import assert_error_within
 from module_pairs import build, flat, ids, kinds, pair, results_and_grads, state_for
 from torch import Tensor, nn
@@ -275,7 +276,7 @@ def test_no_cast_unasked(kind: str, what: str) -> None:
     with pytest.raises(RuntimeError, match=f"{what} must have dtype torch.bfloat16, got torch.fl"):
         if what == "h0":
             hx = torch.zeros(1, 3, 4)
-            module(torch.zeros(9, 3, 5).bfloat16(), (hx, hx) if kind == "LSTM" else hx)
+            module(torch.zeros(9, 3, 5).bfloat16(), (hx, hx) if has_c(kind) else hx)
         elif what == "embedding":
             module(torch.zeros(9, 3, dtype=torch.int64), embedding=torch.zeros(7, 5))
         else:

@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from cell_kinds import GATES, has_c
 from error_rule import assert_same
 from helpers import MODES, Case, Values, call, named
 from odd_tensors import check, drawn_case
@@ -45,7 +46,7 @@ def of_module(case: Case, values: Values) -> Values:
     x, hx = values["x"], values.get("h0")
     if case.packed:
         x = PackedSequence(x, values["batch_sizes"])
-    if hx is not None and case.mode == "LSTM":
+    if hx is not None and has_c(case.mode):
         hx = hx, values["c0"]
     names = [n for n in ("lengths", "reset", "embedding") if n in values]
     output, hidden, *states = module(
@@ -81,8 +82,8 @@ def of_cell(mode: str, values: Values) -> Values:
         if name in values:
             delattr(module, parameter)
             setattr(module, parameter, values[name])
-    h = module(values["x"], (values["h"], values["c"]) if mode == "LSTM" else values["h"])
-    return dict(zip("hc", h if mode == "LSTM" else (h,), strict=False))
+    h = module(values["x"], (values["h"], values["c"]) if has_c(mode) else values["h"])
+    return dict(zip("hc", h if has_c(mode) else (h,), strict=False))
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -91,9 +92,9 @@ def test_the_place_of_the_numbers_of_a_cell(seed: int) -> None:
     for _ in range(CASES_A_TEST):
         mode = draw.choice(MODES)
         N, I, H = (draw.choice([1, 1, 2, 3]) for _ in range(3))  # noqa: E741
-        N, gates = draw.choice([0, N, N, N]), {"LSTM": 4, "GRU": 3}.get(mode, 1)
+        N, gates = draw.choice([0, N, N, N]), GATES[mode]
         shapes = {"x": (N, I), "h": (N, H), "w_ih": (gates * H, I), "w_hh": (gates * H, H)}
-        shapes |= {"c": (N, H)} if mode == "LSTM" else {}
+        shapes |= {"c": (N, H)} if has_c(mode) else {}
         shapes |= {"b_ih": (gates * H,), "b_hh": (gates * H,)} if draw.random() < 0.8 else {}
         dtype = draw.choice([torch.float32, torch.float64])
         values = {n: torch.randn(shape, dtype=dtype) for n, shape in shapes.items()}

@@ -5,6 +5,7 @@ from itertools import product
 
 import pytest
 import torch
+from cell_kinds import GATES, has_c
 from error_rule import max_error
 from helpers import MODES, Case, Values, call, cases, named, plain, solve, theirs
 from oracle import HAS_LONG_DOUBLE, long_double_oracle
@@ -26,7 +27,7 @@ def assert_equal_to(rnn: nn.RNNBase, expected, found, inputs: list[Tensor]) -> N
     """Outputs and the gradients of ``inputs``; both are as torch.nn returns them."""
 
     def flat(output, hidden) -> tuple[Tensor, ...]:
-        return output, *(hidden if rnn.mode == "LSTM" else (hidden,))
+        return output, *(hidden if has_c(rnn.mode) else (hidden,))
 
     expected, found = flat(*expected), flat(*found)
     torch.testing.assert_close(found, expected, **EXACT)
@@ -63,7 +64,7 @@ def state_of(rnn: nn.RNNBase, *batch: int):
         return torch.randn(size, dtype=torch.float64, requires_grad=True)
 
     h0 = state(rnn.proj_size or rnn.hidden_size)
-    return (h0, state(rnn.hidden_size)) if rnn.mode == "LSTM" else h0
+    return (h0, state(rnn.hidden_size)) if has_c(rnn.mode) else h0
 
 
 @pytest.mark.parametrize("mode", [*MODES, "proj"])
@@ -96,7 +97,7 @@ def test_equals_torch_nn(mode: str, bidirectional: bool, bias: bool, layout: str
         expected = rnn(x, hx)
         torch.manual_seed(1)
         found = loop(rnn, x, hx)
-        states = [] if hx is None else list(hx) if mode == "LSTM" else [hx]
+        states = [] if hx is None else list(hx) if has_c(mode) else [hx]
         assert_equal_to(rnn, expected, found, [x, *rnn.parameters(), *states])
 
 
@@ -113,7 +114,7 @@ def test_packed_rows_equal_torch_nn(mode: str, bidirectional: bool) -> None:
     output, hidden = rnn(packed, hx)
     torch.manual_seed(1)
     found = loop(rnn, data, hx, batch_sizes=packed.batch_sizes)
-    states = list(hx) if mode == "LSTM" else [hx]
+    states = list(hx) if has_c(mode) else [hx]
     assert_equal_to(rnn, (output.data, hidden), found, [data, *rnn.parameters(), *states])
 
 
@@ -257,10 +258,10 @@ def test_one_layer(case: Case) -> None:
         step = plain(one_step, v | {"x": v["x"][t : t + 1]})
         torch.testing.assert_close(y[t], step["output"][0], rtol=0, atol=1e-12)
         v["h0"] = step["h_n"]
-        if case.mode == "LSTM":
+        if has_c(case.mode):
             torch.testing.assert_close(c[t], step["c_n"][0], rtol=0, atol=1e-12)
             v["c0"] = step["c_n"]
-    if case.mode == "LSTM":
+    if has_c(case.mode):
         assert torch.equal(c[-1], c_n[0])
         assert torch.equal(c_both, torch.cat([c, c_backwards.flip(0)], dim=-1))
     else:
@@ -271,11 +272,11 @@ def test_one_layer(case: Case) -> None:
 def test_cells_equal_torch_nn(mode: str) -> None:
     """The functional cells, with and without bias, with and without a batch."""
     for bias, batch in product((True, False), ((), (3,))):
-        gates = {"LSTM": 4, "GRU": 3}.get(mode, 1)
+        gates = GATES[mode]
         w = [torch.randn(gates * 5, n, dtype=torch.float64) for n in (2, 5)]
         w += [torch.randn(gates * 5, dtype=torch.float64) for _ in range(2)] if bias else []
         x, h, c = (torch.randn(*batch, n, dtype=torch.float64) for n in (2, 5, 5))
-        if mode == "LSTM":
+        if has_c(mode):
             found = reference.lstm_cell(x, (h, c), *w)
             expected = torch.lstm_cell(*_rows(x), _rows(h, c), *w)
         elif mode == "GRU":
@@ -313,9 +314,7 @@ def test_states_of_every_layer(case: Case) -> None:
     results = call(reference, case, v, dropout=0.5, training=True, return_states=True)
     found = named(case, results)
     below = plain(replace(case, layers=1), v | {n: v[n][:1] for n in case.state_names})
-    assert type(results[2]) is (
-        reference.LSTMStates if case.mode == "LSTM" else reference.RNNStates
-    )
+    assert type(results[2]) is (reference.LSTMStates if has_c(case.mode) else reference.RNNStates)
     assert torch.equal(found["h0"], below["output"])
     assert torch.equal(found["h1"], found["output"])
     for name in case.outputs[1:]:

@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from cell_kinds import has_c
 from error_rule import assert_errors_within, assert_same
 from helpers import MODES, Case, Values, call, cases, named, ours, solve, stacked, wide
 from test_layouts import layouts
@@ -67,7 +68,7 @@ def test_return_states(case: Case) -> None:
     values = case.problem(torch.float32)
     shapes = shapes_of(case)
     last = case.layers - 1
-    every = ["h", "c"] if case.mode == "LSTM" else ["h"]
+    every = ["h", "c"] if has_c(case.mode) else ["h"]
     assert set(shapes) == {*case.outputs, *(f"{n}{k}" for n in every for k in range(case.layers))}
     chosen_of = [tuple(shapes), (f"{every[-1]}0",), ("h0", case.outputs[-1])]
     chosen_of += [(f"{every[-1]}{last}", "output")]

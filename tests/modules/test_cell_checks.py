@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from cell_kinds import has_c
 from module_pairs import HAS_WORDS_FOR_RANK, KINDS, build
 from torch import Tensor, nn
 
@@ -19,7 +20,7 @@ def wrong(*shape: int, input: tuple[int, ...] = (3, 10), **kwargs) -> Callable:
 
     def call(cell: nn.Module, kind: str):
         h = zeros(*shape, **kwargs)
-        return cell(zeros(*input), (h, h) if kind == "LSTM" else h)
+        return cell(zeros(*input), (h, h) if has_c(kind) else h)
 
     return call
 
@@ -44,7 +45,7 @@ ERRORS = {
     "hidden_4d": wrong(3, 1, 1, 20),
     "hidden_size_unbatched": wrong(21, input=(10,)),
     "input_list": lambda cell, kind: cell([1.0]),
-    "hidden_number": lambda cell, kind: cell(zeros(3, 10), (3, 3) if kind == "LSTM" else 3),
+    "hidden_number": lambda cell, kind: cell(zeros(3, 10), (3, 3) if has_c(kind) else 3),
 }
 ERRORS_LSTM = {
     "c_batch": lambda cell, kind: cell(zeros(3, 10), (zeros(3, 20), zeros(5, 20))),
@@ -73,9 +74,7 @@ CLASS_ONLY = {
     "state_on_meta": wrong(3, 20, device="meta"),
     "input_on_meta": lambda cell, kind: cell(zeros(3, 10, device="meta")),
     "parameters_on_meta": lambda cell, kind: cell.to("meta")(zeros(3, 10)),
-    "state_tensor": lambda cell, kind: cell(
-        zeros(3, 10), zeros(2, 3, 20) if kind == "LSTM" else "h"
-    ),
+    "state_tensor": lambda cell, kind: cell(zeros(3, 10), zeros(2, 3, 20) if has_c(kind) else "h"),
 }
 
 

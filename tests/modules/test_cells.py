@@ -5,6 +5,7 @@ import pickle
 
 import pytest
 import torch
+from cell_kinds import has_c
 from error_rule import assert_error_within
 from module_pairs import CLOSE, KINDS, build, flat, ids, kinds, randn, results_and_grads
 from torch import Tensor, nn
@@ -28,7 +29,7 @@ def pair(kind: str, *args, **kwargs) -> tuple[nn.Module, nn.Module]:
 def state(kind: str, *shape: int, **kwargs):
     kwargs.setdefault("dtype", torch.float64)
     h = torch.randn(shape, **kwargs)
-    return (h, torch.randn(shape, **kwargs)) if kind == "LSTM" else h
+    return (h, torch.randn(shape, **kwargs)) if has_c(kind) else h
 
 
 def assert_same(mine: nn.Module, theirs: nn.Module, *args) -> None:
@@ -49,7 +50,7 @@ def test_results_and_gradients(kind: str, batch: tuple[int, ...], bias: bool) ->
     assert_same(mine, theirs, x, state(kind, *batch, 4))
     assert_same(mine, theirs, x)
     results = mine(x)
-    assert type(results) is (tuple if kind == "LSTM" else Tensor)
+    assert type(results) is (tuple if has_c(kind) else Tensor)
 
 
 @kinds
@@ -64,7 +65,7 @@ def test_error(kind: str, N: int, dtype: torch.dtype) -> None:
         true = build(nn, kind, 9, 21, cell=True, dtype=torch.float64)
         true.load_state_dict(theirs.state_dict())
         x, hx = torch.randn(N, 9, dtype=dtype), state(kind, N, 21, dtype=dtype)
-        wide = tuple(t.double() for t in hx) if kind == "LSTM" else hx.double()
+        wide = tuple(t.double() for t in hx) if has_c(kind) else hx.double()
         found, base = results_and_grads(mine, x, hx), results_and_grads(theirs, x, hx)
         expected = results_and_grads(true, x.double(), wide)
         rows.append(list(zip(found, base, expected, strict=True)))
@@ -82,7 +83,7 @@ def test_several_steps(kind: str) -> None:
     for cell in (mine, theirs):
         leaf = x.clone().requires_grad_()
         h0 = tuple(t.clone().requires_grad_() for t in flat(hx))
-        h, loss = (h0 if kind == "LSTM" else h0[0]), 0
+        h, loss = (h0 if has_c(kind) else h0[0]), 0
         for step in leaf:
             h = cell(step, h)
             loss = loss + flat(h)[0].sin().sum()
@@ -101,7 +102,7 @@ def test_only_one_gradient_is_needed(kind: str) -> None:
             for cell in (mine, theirs):
                 cell.requires_grad_(False)
                 leaves = {"x": x.clone(), "hx": [t.clone() for t in flat(hx)]}
-                leaves["hx"] = tuple(leaves["hx"]) if kind == "LSTM" else leaves["hx"][0]
+                leaves["hx"] = tuple(leaves["hx"]) if has_c(kind) else leaves["hx"][0]
                 leaf = flat(leaves[wanted])[0] if wanted in leaves else getattr(cell, wanted)
                 leaf.requires_grad_()
                 output = flat(cell(leaves["x"], leaves["hx"]))[part]
@@ -117,7 +118,7 @@ def test_gradcheck_to_second_order(kind: str) -> None:
     leaves = [t.requires_grad_() for t in (x, *hx)]
 
     def function(x: Tensor, *rest: Tensor) -> tuple[Tensor, ...]:
-        h = rest[: len(hx)] if kind == "LSTM" else rest[0]
+        h = rest[: len(hx)] if has_c(kind) else rest[0]
         parameters = dict(zip(names, rest[len(hx) :], strict=True))
         return tuple(flat(torch.func.functional_call(cell, parameters, (x, h))))
 
@@ -141,7 +142,7 @@ def test_strides_do_not_matter(kind: str) -> None:
     def columns(t: Tensor) -> Tensor:
         return t.t().contiguous().t()
 
-    strided = tuple(map(columns, hx)) if kind == "LSTM" else columns(hx)
+    strided = tuple(map(columns, hx)) if has_c(kind) else columns(hx)
     expanded = randn(1, 5).expand(3, 5)
     for args in ((x, strided), (columns(x), hx), (x[:, :], hx)):
         torch.testing.assert_close(
@@ -282,7 +283,7 @@ def test_autocast(kind: str, dtype: torch.dtype) -> None:
     cell = build(fastlstm, kind, 5, 4, cell=True)
     x, hx = torch.randn(3, 5), state(kind, 3, 4, dtype=torch.float32)
     narrow = copy.deepcopy(cell).to(dtype)
-    cast = tuple(t.to(dtype) for t in hx) if kind == "LSTM" else hx.to(dtype)
+    cast = tuple(t.to(dtype) for t in hx) if has_c(kind) else hx.to(dtype)
     for grad in (False, True):
         with torch.set_grad_enabled(grad):
             with torch.autocast("cpu", dtype):

@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import pytest
 import torch
+from cell_kinds import has_c
 from module_pairs import KINDS, build, kinds
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_sequence
@@ -28,11 +29,11 @@ class Maker(NamedTuple):
 
     def state(self, *shape: int, c: Tensor | None = None, **kwargs):
         h = torch.zeros(shape, **kwargs)
-        return (h, torch.zeros(shape, **kwargs) if c is None else c) if self.is_lstm else h
+        return (h, torch.zeros(shape, **kwargs) if c is None else c) if self.has_c else h
 
     @property
-    def is_lstm(self) -> bool:
-        return self.kind == "LSTM"
+    def has_c(self) -> bool:
+        return has_c(self.kind)
 
 
 CONSTRUCTOR = {
@@ -52,7 +53,7 @@ CONSTRUCTOR = {
     "num_layers_0": lambda rnn: rnn(10, 20, 0),
     "proj_size_negative": lambda rnn: rnn(10, 20, proj_size=-1),
     "proj_size_hidden_size": lambda rnn: rnn(10, 20, proj_size=20),
-    "proj_size_0_of_gru": lambda rnn: rnn(10, 20, proj_size=None if rnn.is_lstm else 0),
+    "proj_size_0_of_gru": lambda rnn: rnn(10, 20, proj_size=None if rnn.kind == "LSTM" else 0),
 }
 
 FORWARD = {

@@ -3,6 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from cell_kinds import has_c
 from module_pairs import (
     CLOSE,
     KINDS,
@@ -102,7 +103,7 @@ def test_states_of_packed_rows_are_in_the_order_of_the_caller(
     rows, hx = [randn(n, 5) for n in LENGTHS], state_for(module, 3)
     _, last = module(pack_sequence(rows, enforce_sorted=False), hx)
     for n, row in enumerate(rows):
-        own = tuple(t[:, n] for t in hx) if kind == "LSTM" else hx[:, n]
+        own = tuple(t[:, n] for t in hx) if has_c(kind) else hx[:, n]
         _, alone = module(row, own)
         torch.testing.assert_close([t[:, n] for t in flat(last)], flat(alone), **CLOSE)
 
@@ -122,13 +123,13 @@ def test_packed_tokens_and_states(kind: str, bidirectional: bool) -> None:
     one_hot = packed._replace(data=F.one_hot(packed.data, 5).double())
     assert torch.equal(mine(packed)[0].batch_sizes, packed.batch_sizes)
     found, expected = results_and_grads(mine, packed), results_and_grads(theirs, one_hot)
-    del expected[3 if kind == "LSTM" else 2]  # the gradient of the one-hot vectors
+    del expected[3 if has_c(kind) else 2]  # the gradient of the one-hot vectors
     torch.testing.assert_close(found, expected, **CLOSE)
     embedded = packed._replace(data=table[packed.data])
     expected = flat(theirs(embedded))
     output, hidden, states = mine(packed, embedding=table, return_states=True)
     torch.testing.assert_close(flat((output, hidden)), expected, **CLOSE)
-    assert type(states).__name__ == ("LSTMStates" if kind == "LSTM" else "RNNStates")
+    assert type(states).__name__ == ("LSTMStates" if has_c(kind) else "RNNStates")
     for layers in states:
         assert len(layers) == 2
         for layer in layers:
@@ -228,8 +229,8 @@ def test_tokens_embedding_and_states(kind: str, layout: str, bidirectional: bool
     torch.testing.assert_close(mine(tokens, hx, embedding=table), embedded, **CLOSE)
     output, hidden, states = mine(tokens, hx, embedding=table, return_states=True)
     torch.testing.assert_close((output, hidden), embedded, **CLOSE)
-    hidden = hidden if kind == "LSTM" else (hidden,)
-    assert type(states) is (fastlstm.LSTMStates if kind == "LSTM" else fastlstm.RNNStates)
+    hidden = hidden if has_c(kind) else (hidden,)
+    assert type(states) is (fastlstm.LSTMStates if has_c(kind) else fastlstm.RNNStates)
     assert torch.equal(states.h[1], output)
     time = 1 if layout == "batch_first" else 0
     for values, last in zip(states, hidden, strict=True):

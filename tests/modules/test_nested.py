@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from cell_kinds import has_c
 from error_rule import assert_same
 from helpers import Values, modes
 from module_pairs import build
@@ -47,7 +48,7 @@ def hiddens(hidden) -> tuple[Tensor, ...]:
 def state(rnn: nn.Module, N: int):
     count = len(rnn.all_weights)
     h = torch.randn(count, N, rnn.proj_size or rnn.hidden_size).to(rnn.weight_hh_l0.dtype)
-    return (h, torch.randn(count, N, rnn.hidden_size)) if rnn.mode == "LSTM" else h
+    return (h, torch.randn(count, N, rnn.hidden_size)) if has_c(rnn.mode) else h
 
 
 def results(rnn: nn.Module, x: Tensor, cotangent: Callable, **kwargs) -> Values:

@@ -4,6 +4,7 @@ import re
 
 import pytest
 import torch
+from cell_kinds import has_c
 from module_pairs import build, kinds
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence, pack_sequence
@@ -30,7 +31,7 @@ def test_boolean_or_complex_input_is_a_type_error(kind: str, shape, dtype) -> No
     input = torch.zeros(shape, dtype=dtype)
     words = f"input must be a floating-point tensor or integer token ids, got {dtype}"
     state = x(1, 3, 20)
-    for hx in (None, (state, state) if kind == "LSTM" else state):
+    for hx in (None, (state, state) if has_c(kind) else state):
         with pytest.raises(TypeError, match=words):
             module(input, hx)
     with pytest.raises(TypeError, match=words):

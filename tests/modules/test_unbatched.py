@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from cell_kinds import has_c
 from helpers import GATES, Case, call, cases, named
 from module_pairs import assert_same_module, build, kinds, pair, randn, state_for
 from torch import nn
@@ -42,7 +43,7 @@ def test_a_cell_of_one_unit(kind: str, H: int) -> None:
     theirs = build(nn, kind, 1, H, cell=True, dtype=torch.float64)
     mine = build(fastlstm, kind, 1, H, cell=True, dtype=torch.float64)
     mine.load_state_dict(theirs.state_dict())
-    state = (randn(H), randn(H)) if kind == "LSTM" else randn(H)
+    state = (randn(H), randn(H)) if has_c(kind) else randn(H)
     for hx in (None, state):
         assert_same_module(mine, theirs, randn(1), hx)
 

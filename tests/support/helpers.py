@@ -6,6 +6,7 @@ from types import ModuleType
 
 import pytest
 import torch
+from cell_kinds import GATES, MODES, has_c
 from oracle import long_double_oracle
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
@@ -13,8 +14,6 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_
 import fastlstm
 from fastlstm import reference
 
-GATES = {"LSTM": 4, "GRU": 3, "RNN_TANH": 1, "RNN_RELU": 1}
-MODES = tuple(GATES)
 OUTPUTS = ("output", "h_n", "c_n")  # of an LSTM; the other modes have no c_n
 Values = dict[str, Tensor]
 
@@ -66,11 +65,11 @@ class Case:
 
     @property
     def outputs(self) -> tuple[str, ...]:
-        return OUTPUTS if self.mode == "LSTM" else OUTPUTS[:2]
+        return OUTPUTS if has_c(self.mode) else OUTPUTS[:2]
 
     @property
     def state_names(self) -> list[str]:
-        return [] if not self.state else ["h0", "c0"] if self.mode == "LSTM" else ["h0"]
+        return [] if not self.state else ["h0", "c0"] if has_c(self.mode) else ["h0"]
 
     @property
     def weight_names(self) -> list[str]:
@@ -179,7 +178,7 @@ def call(module: ModuleType, case: Case, values: Values, **options):
         if name in values:
             options[name] = values[name]
     hx = values.get("h0")
-    if case.mode == "LSTM" and hx is not None:
+    if has_c(case.mode) and hx is not None:
         hx = (hx, values["c0"])
     return getattr(module, function)(
         values["x"],
@@ -194,7 +193,7 @@ def call(module: ModuleType, case: Case, values: Values, **options):
 def named(case: Case, results: tuple) -> Values:
     """The results of ``call`` by name, those of every step as ``h0`` ... and ``c0`` ..., by layer."""
     output, hidden, *states = results
-    hidden = hidden if case.mode == "LSTM" else (hidden,)
+    hidden = hidden if has_c(case.mode) else (hidden,)
     values = dict(zip(case.outputs, (output, *hidden), strict=True))
     for field in states[0]._fields if states else ():
         values |= {f"{field}{k}": s for k, s in enumerate(getattr(states[0], field))}
@@ -219,7 +218,7 @@ def theirs(case: Case, values: Values) -> Values:
     sizes = (values["batch_sizes"],) if "batch_sizes" in values else ()
     layout = () if sizes else (case.batch_first,)
     results = function(
-        x, *sizes, hx if case.mode == "LSTM" else hx[0],
+        x, *sizes, hx if has_c(case.mode) else hx[0],
         flat, case.bias, case.layers, 0.0, True, case.bidirectional, *layout,
     )  # fmt: skip
     return dict(zip(case.outputs, results, strict=True))

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import pytest
 import torch
+from cell_kinds import has_c
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
@@ -53,7 +54,7 @@ def state_for(module: nn.RNNBase, *batch: int) -> State:
         return torch.randn(layers, *batch, width).to(like.dtype)
 
     h = state(module.proj_size or module.hidden_size)
-    return (h, state(module.hidden_size)) if module.mode == "LSTM" else h
+    return (h, state(module.hidden_size)) if has_c(module.mode) else h
 
 
 def flat(results: object) -> list[Tensor]:

@@ -11,6 +11,7 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 import torch
+from cell_kinds import has_c
 from torch import Tensor
 
 Array = np.ndarray
@@ -169,9 +170,9 @@ def _forward(case, v: Arrays, x: Array, rows: _Rows):
     step_fwd, _ = CELLS[case.mode]
     D, H = case.directions, case.H
     k_states = case.layers * D
-    has_c = case.mode == "LSTM"
+    with_c = has_c(case.mode)
     h_n = v.get("h0", np.zeros((k_states, case.N, case.P), np.longdouble)).copy()
-    c_n = v.get("c0", np.zeros((k_states, case.N, H), np.longdouble)).copy() if has_c else None
+    c_n = v.get("c0", np.zeros((k_states, case.N, H), np.longdouble)).copy() if with_c else None
     tape = []
     for layer in range(case.layers):
         y = np.zeros((case.T, case.N, D * case.P), np.longdouble)
@@ -180,14 +181,14 @@ def _forward(case, v: Arrays, x: Array, rows: _Rows):
             w_ih, w_hh, w_hr = v[f"w_ih_{k}"], v[f"w_hh_{k}"], v.get(f"w_hr_{k}")
             for t, at, keep in rows.steps(d):
                 h_prev = np.where(keep, h_n[k][at], 0)
-                c_prev = np.where(keep, c_n[k][at], 0) if has_c else None
+                c_prev = np.where(keep, c_n[k][at], 0) if with_c else None
                 xg = x[t, at] @ w_ih.T + v.get(f"b_ih_{k}", 0)
                 hg = h_prev @ w_hh.T + v.get(f"b_hh_{k}", 0)
                 h, c, saved = step_fwd(xg, hg, h_prev, c_prev, w_hr)
                 tape.append(Step(layer, d, t, at, keep, x[t, at], h_prev, c_prev, saved))
                 y[t, at, d * case.P : (d + 1) * case.P] = h
                 h_n[k][at] = h
-                if has_c:
+                if with_c:
                     c_n[k][at] = c
         x = y
     return x, tape, h_n, c_n
@@ -197,7 +198,7 @@ def _backward(case, v: Arrays, x: Array, rows: _Rows, tape: list[Step], seed: Ar
     _, step_bwd = CELLS[case.mode]
     D, P = case.directions, case.P
     states = (case.layers * D, case.N)
-    has_c = case.mode == "LSTM"
+    with_c = has_c(case.mode)
     grads = {name: np.zeros_like(a) for name, a in v.items()}
     dh = seed.get("h_n", np.zeros((*states, P), np.longdouble)).copy()
     dc = seed.get("c_n", np.zeros((*states, case.H), np.longdouble)).copy()
@@ -211,10 +212,10 @@ def _backward(case, v: Arrays, x: Array, rows: _Rows, tape: list[Step], seed: Ar
             k = layer * D + s.direction
             at, w_hr = s.rows, v.get(f"w_hr_{k}")
             dh_t = dh[k][at] + dy[s.t, at, s.direction * P : (s.direction + 1) * P]
-            dc_t = dc[k][at] if has_c else None
+            dc_t = dc[k][at] if with_c else None
             dxg, dhg, dh_prev, dc_prev = step_bwd(dh_t, dc_t, s.saved, s.h_prev, w_hr)
             dh[k][at] = s.keep * (dh_prev + dhg @ v[f"w_hh_{k}"])
-            if has_c:
+            if with_c:
                 dc[k][at] = s.keep * dc_prev
             dx[s.t, at] += dxg @ v[f"w_ih_{k}"]
             grads[f"w_ih_{k}"] += dxg.T @ s.x
@@ -226,7 +227,7 @@ def _backward(case, v: Arrays, x: Array, rows: _Rows, tape: list[Step], seed: Ar
                 grads[f"w_hr_{k}"] += dh_t.T @ s.saved[-1]
     grads["x"] = rows.as_input(dx)
     if case.state:
-        grads |= {"h0": dh} | ({"c0": dc} if has_c else {})
+        grads |= {"h0": dh} | ({"c0": dc} if with_c else {})
     return grads
 
 
