@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from ..common.checkpoint import config_of, find, load_weights
+from ..common import checkpoint as common
 from ..common.errors import UserError
 from ..common.files import load_checkpoint
 from ..common.trainer import BEST, LAST
@@ -25,14 +25,8 @@ def pack_model(
     model: Captioner, vocabulary: Vocabulary, config: Config, input_shape: tuple[int, ...]
 ) -> dict[str, Any]:
     """The part that ``caption`` and ``eval`` need."""
-    return {
-        "program": PROGRAM,
-        "version": VERSION,
-        "config": config.to_dict(),
-        "vocabulary": vocabulary.state_dict(),
-        "input_shape": list(input_shape),
-        "model": model.state_dict(),
-    }
+    more = {"vocabulary": vocabulary.state_dict(), "input_shape": list(input_shape)}
+    return common.pack_model(PROGRAM, VERSION, model, config, **more)
 
 
 def read(path: Path) -> dict[str, Any]:
@@ -55,14 +49,10 @@ def load_model(
 
     ``backend`` None takes the run's. The checkpoint's "config" is a Config here.
     """
-    path = find(path)
-    checkpoint = read(path)
-    checkpoint["config"] = config = config_of(Config, checkpoint, path)
-    if backend is not None:
-        config = dataclasses.replace(config, backend=backend)
+    path, checkpoint, config = common.read_run(Config, path, read, backend=backend)
     # The weights come from the checkpoint: the file they began from may be gone.
     config = dataclasses.replace(config, weights=None)
     vocabulary = Vocabulary.from_state_dict(checkpoint.get("vocabulary"))
     model = Captioner(len(vocabulary), config, input_shape_of(checkpoint, path)[0])
-    load_weights(model, checkpoint, path)
+    common.load_weights(model, checkpoint, path)
     return model.to(device).eval(), vocabulary, checkpoint

@@ -7,8 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from ..common import cli
-from ..common.cli import Parser, add_files, add_machine, add_model, add_training, setting_adder
-from ..common.config import BACKENDS, CELLS
+from ..common.cli import (
+    add_computing,
+    add_files,
+    add_model,
+    add_training,
+    program_parser,
+    setting_adder,
+)
 from .config import ATTENTION_KINDS, INJECTS, SCENES, Config
 
 RUNS = Path("runs/captioning")
@@ -22,16 +28,9 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
 
     Settings of Config that were not given are absent, so that --resume can tell.
     """
-    parser = Parser(
-        prog="python -m examples.captioning",
-        description="Captions for pictures, by a convolutional and a recurrent network.",
-        allow_abbrev=False,
+    parser, command = program_parser(
+        "examples.captioning", "Captions for pictures, by a convolutional and a recurrent network."
     )
-    commands = parser.add_subparsers(dest="command", required=True, parser_class=Parser)
-
-    def command(name: str, help: str) -> argparse.ArgumentParser:
-        return commands.add_parser(name, help=help, allow_abbrev=False)
-
     _add_train(command("train", "train a model on captioned pictures"))
     _add_caption(command("caption", "caption pictures"))
     _add_eval(command("eval", "score a model"))
@@ -97,26 +96,24 @@ def _add_settings(parser: argparse.ArgumentParser) -> None:
         add(model, "inject", "how the decoder gets the picture", choices=INJECTS)
     add(model, "attention", "how a location is scored", choices=ATTENTION_KINDS)
     add(model, "alpha_c", "weight of the doubly stochastic penalty", type=float, metavar="X")
-    add(model, "cell", "kind of recurrent layer", choices=CELLS)
+    add(model, "cell")
     add(model, "hidden", "its units", type=int, metavar="N")
     add(model, "embedding", "width of a word's vector", type=int, metavar="N")
     add(model, "dropout", "before the output", type=float, metavar="P")
-    add(model, "forget_bias", "initial bias of the LSTM's forget gate", type=float, metavar="B")
+    add(model, "forget_bias")
 
     training = add_training(parser, add, defaults, "pictures")
     add(training, "batch", "pictures a step", type=int, metavar="N")
     add(training, "seed", "of the scenes, the weights and the order", type=int, metavar="S")
 
     watching = parser.add_argument_group("watching")
-    add(watching, "eval_every", "steps between validations, 0: 15 in a run", type=int, metavar="N")
+    add(watching, "eval_every")
     add(watching, "eval_images", "validation pictures captioned each time; the end takes all",
         type=int, metavar="N")  # fmt: skip
     add(watching, "beam", "captions kept by the beam search at the end, 1: none",
         type=int, metavar="B")  # fmt: skip
 
-    machine = parser.add_argument_group("machine")
-    add(machine, "backend", "whose recurrent layers", choices=BACKENDS)
-    add_machine(machine)
+    add_computing(parser, add)
 
 
 def _add_decoding(parser: argparse.ArgumentParser, *, beam: int | None) -> None:

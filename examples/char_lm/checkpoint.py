@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import dataclasses
 import re
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from ..common.checkpoint import config_of, find, load_weights
+from ..common import checkpoint as common
 from ..common.files import load_checkpoint
 from ..common.trainer import BEST, LAST
 from .config import Config
@@ -24,13 +23,7 @@ _OLD_LAYERS = re.compile("^lstm[.]")
 
 def pack_model(model: CharLM, vocabulary: Vocabulary, config: Config) -> dict[str, Any]:
     """The part that ``sample`` and ``eval`` need."""
-    return {
-        "program": PROGRAM,
-        "version": VERSION,
-        "config": config.to_dict(),
-        "vocabulary": vocabulary.symbols,
-        "model": model.state_dict(),
-    }
+    return common.pack_model(PROGRAM, VERSION, model, config, vocabulary=vocabulary.symbols)
 
 
 def read(path: Path) -> dict[str, Any]:
@@ -52,12 +45,8 @@ def load_model(
 
     ``backend`` None takes the run's. The checkpoint's "config" is a Config here.
     """
-    path = find(path)
-    checkpoint = read(path)
-    checkpoint["config"] = config = config_of(Config, checkpoint, path)
-    if backend is not None:
-        config = dataclasses.replace(config, backend=backend)
+    path, checkpoint, config = common.read_run(Config, path, read, backend=backend)
     vocabulary = Vocabulary(checkpoint["vocabulary"])
     model = CharLM(len(vocabulary), config)
-    load_weights(model, checkpoint, path)
+    common.load_weights(model, checkpoint, path)
     return model.to(device).eval(), vocabulary, checkpoint

@@ -7,8 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from ..common import cli
-from ..common.cli import Parser, add_files, add_machine, add_model, add_training, setting_adder
-from ..common.config import BACKENDS, CELLS
+from ..common.cli import (
+    add_computing,
+    add_files,
+    add_model,
+    add_training,
+    program_parser,
+    setting_adder,
+)
 from .config import Config
 
 RUNS = Path("runs/char_lm")
@@ -19,15 +25,12 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
 
     Settings of Config that were not given are absent, so that --resume can tell.
     """
-    parser = Parser(
-        prog="python -m examples.char_lm",
-        description="Character-level recurrent language model.",
-        allow_abbrev=False,
+    parser, command = program_parser(
+        "examples.char_lm", "Character-level recurrent language model."
     )
-    commands = parser.add_subparsers(dest="command", required=True, parser_class=Parser)
-    _add_train(commands.add_parser("train", help="train a model on text", allow_abbrev=False))
-    _add_sample(commands.add_parser("sample", help="write text", allow_abbrev=False))
-    _add_eval(commands.add_parser("eval", help="score a text", allow_abbrev=False))
+    _add_train(command("train", "train a model on text"))
+    _add_sample(command("sample", "write text"))
+    _add_eval(command("eval", "score a text"))
     return parser.parse_args(arguments)
 
 
@@ -57,13 +60,13 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
     add(text, "val_fraction", "the end of the text, kept for validation", type=float, metavar="F")
 
     model = parser.add_argument_group("model")
-    add(model, "cell", "kind of recurrent layer", choices=CELLS)
+    add(model, "cell")
     add(model, "layers", "recurrent layers", type=int, metavar="N")
     add(model, "hidden", "hidden units of each", type=int, metavar="N")
     add(model, "embedding", "width of the character embedding, or one-hot",
         type=_embedding, metavar="N|one-hot")  # fmt: skip
     add(model, "dropout", "between layers and before the output", type=float, metavar="P")
-    add(model, "forget_bias", "initial bias of the LSTM's forget gate", type=float, metavar="B")
+    add(model, "forget_bias")
 
     training = add_training(parser, add, defaults, "text")
     add(training, "seq", "characters back-propagated through at a time", type=int, metavar="T")
@@ -73,7 +76,7 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
     add(training, "seed", "of the weights, dropout and samples", type=int, metavar="S")
 
     watching = parser.add_argument_group("watching")
-    add(watching, "eval_every", "steps between validations, 0: 15 in a run", type=int, metavar="N")
+    add(watching, "eval_every")
     add(watching, "eval_chars", "validation characters scored each time; the end scores all",
         type=int, metavar="N")  # fmt: skip
     add(watching, "sample_every", "steps between samples, 0: 6 in a run", type=int, metavar="N")
@@ -86,9 +89,7 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
 
     add_files(parser, add, RUNS)
 
-    machine = parser.add_argument_group("machine")
-    add(machine, "backend", "whose recurrent layers", choices=BACKENDS)
-    add_machine(machine)
+    add_computing(parser, add)
 
 
 def _add_sample(parser: argparse.ArgumentParser) -> None:

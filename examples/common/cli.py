@@ -9,17 +9,37 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
-from .config import BACKENDS, OPTIMIZERS, TrainingConfig, flag
+from .config import BACKENDS, CELLS, OPTIMIZERS, TrainingConfig, flag
 from .errors import UserError
 from .schedule import SCHEDULES
 
-# Adds the option of one setting to a group: add(group, setting, help, **options of argparse).
+# Adds the option of one setting to a group: add(group, setting, help, **options of argparse), or
+# add(group, setting) for one of these.
 Adder = Callable[..., None]
+_COMMON = {
+    "cell": ("kind of recurrent layer", {"choices": CELLS}),
+    "forget_bias": ("initial bias of the LSTM's forget gate", {"type": float, "metavar": "B"}),
+    "eval_every": ("steps between validations, 0: 15 in a run", {"type": int, "metavar": "N"}),
+    "backend": ("whose recurrent layers", {"choices": BACKENDS}),
+}
 
 
 class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{message} (see --help)")
+
+
+def program_parser(
+    package: str, description: str
+) -> tuple[argparse.ArgumentParser, Callable[[str, str], argparse.ArgumentParser]]:
+    """The parser of ``python -m package``, and a function that adds a command: (name, help)."""
+    parser = Parser(prog=f"python -m {package}", description=description, allow_abbrev=False)
+    commands = parser.add_subparsers(dest="command", required=True, parser_class=Parser)
+
+    def command(name: str, help: str) -> argparse.ArgumentParser:
+        return commands.add_parser(name, help=help, allow_abbrev=False)
+
+    return parser, command
 
 
 def setting_adder(defaults: TrainingConfig) -> Adder:
@@ -28,7 +48,9 @@ def setting_adder(defaults: TrainingConfig) -> Adder:
     A setting that is not given is absent from the parsed options, so that --resume can tell.
     """
 
-    def add(group: Any, name: str, help: str, **options: Any) -> None:
+    def add(group: Any, name: str, help: str = "", **options: Any) -> None:
+        if not help:
+            help, options = _COMMON[name]
         default = getattr(defaults, name)
         if default is not None and default is not False and default != ():
             help += (
@@ -43,6 +65,13 @@ def given_settings(kind: type[TrainingConfig], options: argparse.Namespace) -> d
     """The settings of ``kind`` that were given on the command line."""
     names = {field.name for field in dataclasses.fields(kind)}
     return {name: value for name, value in vars(options).items() if name in names}
+
+
+def add_computing(parser: argparse.ArgumentParser, add: Adder) -> None:
+    """Adds the group of options about what computes."""
+    group = parser.add_argument_group("machine")
+    add(group, "backend")
+    add_machine(group)
 
 
 def add_training(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, TypeVar
@@ -51,6 +51,18 @@ def resumed_config(
     if not given.keys().isdisjoint(BUDGETS):
         given = {**dict.fromkeys(BUDGETS), **given}
     return dataclasses.replace(old, **given)
+
+
+def resumed(
+    kind: type[C],
+    options: argparse.Namespace,
+    given: dict[str, Any],
+    read: Callable[[Path], dict[str, Any]],
+) -> tuple[C, dict[str, Any]]:
+    """The settings to go on with and the checkpoint; UserError if they would make another run."""
+    refuse_mixed(options)
+    stored = read(options.resume / LAST)
+    return resumed_config(kind, options, given, stored), stored
 
 
 def refuse_mixed(options: argparse.Namespace) -> None:

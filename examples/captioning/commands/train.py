@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -12,7 +11,7 @@ from ...common.errors import UserError
 from ...common.interrupt import StopRequest
 from ...common.launch import started_by_torchrun
 from ...common.machine import set_up_machine
-from ...common.runs import claim, refuse_mixed, refuse_used, require_packages, resumed_config
+from ...common.runs import claim, refuse_used, require_packages, resumed
 from .. import checkpoint as checkpoints
 from ..cli import RUNS, given_settings
 from ..compare import compare_backends
@@ -31,12 +30,13 @@ def run(options: argparse.Namespace) -> int:
         raise UserError("this program trains in one process; start it without torchrun")
     with StopRequest() as stop:
         vocabulary = None
+        given = given_settings(options)
         if options.resume:
-            config, stored = _resumed(options)
+            config, stored = resumed(Config, options, given, checkpoints.read)
             out = options.resume
             vocabulary = Vocabulary.from_state_dict(stored.get("vocabulary"))
         else:
-            config, stored = Config(**given_settings(options)), None
+            config, stored = Config(**given), None
             out = options.out
             refuse_used(out, checkpoints.RUN_FILES, overwrite=options.overwrite)
         device = set_up_machine(config.device, config.threads)
@@ -55,13 +55,6 @@ def run(options: argparse.Namespace) -> int:
         finish(trainer, out, interrupted=bool(stop))
         _print_next(trainer, out)
     return 0
-
-
-def _resumed(options: argparse.Namespace) -> tuple[Config, dict[str, Any]]:
-    """The settings to go on with and the checkpoint; UserError if they would make another run."""
-    refuse_mixed(options)
-    stored = checkpoints.read(options.resume / checkpoints.LAST)
-    return resumed_config(Config, options, given_settings(options), stored), stored
 
 
 def print_header(trainer: Trainer, data: Data) -> None:

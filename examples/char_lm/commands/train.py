@@ -16,11 +16,10 @@ from ...common.interrupt import StopRequest
 from ...common.machine import set_up_machine
 from ...common.runs import (
     claim,
-    refuse_mixed,
     refuse_used,
     require_packages,
     restore,
-    resumed_config,
+    resumed,
 )
 from .. import checkpoint as checkpoints
 from ..cli import RUNS, given_settings
@@ -38,11 +37,12 @@ def run(options: argparse.Namespace) -> int:
     """Trains. Whatever can be wrong is found before the first file is written."""
     require_packages("tqdm", "matplotlib")
     with processes() as group, StopRequest() as stop:
+        given = given_settings(options)
         if options.resume:
-            config, stored = _resumed(options)
+            config, stored = resumed(Config, options, given, checkpoints.read)
             out = options.resume
         else:
-            config, stored = Config(**given_settings(options)), None
+            config, stored = Config(**given), None
             out = options.out
             refuse_used(out, checkpoints.RUN_FILES, overwrite=options.overwrite)
         device = set_up_machine(config.device, config.threads)
@@ -80,13 +80,6 @@ def run(options: argparse.Namespace) -> int:
         if group.is_main:
             _finish(trainer, out, interrupted=bool(stop))
     return 0
-
-
-def _resumed(options: argparse.Namespace) -> tuple[Config, dict[str, Any]]:
-    """The settings to go on with and the checkpoint; UserError if they would make another run."""
-    refuse_mixed(options)
-    stored = checkpoints.read(options.resume / checkpoints.LAST)
-    return resumed_config(Config, options, given_settings(options), stored), stored
 
 
 def _facts(corpus: Corpus, trainer: Trainer) -> dict[str, Any]:
