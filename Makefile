@@ -7,6 +7,8 @@ DEMO_OUT := runs/demo
 CUDA_VENV := .venv-cuda
 CUDA_ARCHS := 8.0 9.0a
 MACHINE_PATH := $(PATH)
+PYTEST := $(BIN)/python -m pytest -q
+PYTEST_ON_EVERY_CORE := OMP_NUM_THREADS=1 $(PYTEST) -n auto --dist worksteal
 # The extension is built by setuptools with ninja from the environment, in parallel.
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
@@ -21,11 +23,15 @@ demo: build
 	$(BIN)/python -m examples.char_lm train --minutes 1 --compare --overwrite --out $(DEMO_OUT)
 	$(BIN)/python -m examples.char_lm sample $(DEMO_OUT) --prime "def " --length 300 --seed 0
 
+# A process for each core, whose threads would only wait for each other, then the tests that want the
+# cores for themselves.
 test: build
-	$(BIN)/python -m pytest -q
+	$(PYTEST_ON_EVERY_CORE) -m "not alone"
+	$(PYTEST) -m alone
 
 test-fast: build
-	$(BIN)/python -m pytest -q -m "not slow"
+	$(PYTEST_ON_EVERY_CORE) -m "not slow and not alone"
+	$(PYTEST) -m "alone and not slow"
 
 # The CPU half under AddressSanitizer and UndefinedBehaviorSanitizer, then under ThreadSanitizer, in
 # builds of their own, and a test that each of them finds a planted fault.

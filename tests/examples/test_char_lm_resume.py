@@ -82,7 +82,7 @@ def test_signal_saves_and_exits_with_0(text, tmp_path, number):
     process = start(text, out, "--eval-every", "5")
     wait_for_step(process)
     process.send_signal(number)
-    output, errors = process.communicate(timeout=30)
+    output, errors = process.communicate(timeout=120)
     assert process.returncode == 0, errors
     assert errors == "" and "interrupted" in output and "--resume" in output
     metrics = metrics_of(out)

@@ -20,7 +20,7 @@ import fastlstm
 ROOT = Path(__file__).resolve().parents[2]
 BUILD = ROOT / "build" / "sanitize"
 
-# Which tests run in which build, if they are there; each list is a process.
+# Which tests run in which build; each list is a process.
 TESTS = {
     "address": [
         ["races", "half", "parity", "schedule", "states", "tokens"],
@@ -102,11 +102,12 @@ def command(kind: str, *words: str) -> list[str]:
 
 def run_tests(kind: str, capability: str, names: list[str], arguments: list[str]) -> None:
     """The tests of some files on the kernels of a capability."""
-    files = [ROOT / "tests" / "kernels" / f"test_{name}.py" for name in names]
+    found = {path.stem: path for path in (ROOT / "tests").rglob("test_*.py")}
+    files = [found[f"test_{name}"] for name in names]
     # Not `python -m pytest`, which finds the package of the working folder first. The reports go
     # past pytest, which is gone when they are read.
     words = [str(Path(sysconfig.get_path("scripts"), "pytest")), "-v", "--capture=sys"]
-    words += ["-p", "no:cacheprovider", *(str(f) for f in files if f.exists())]
+    words += ["-p", "no:cacheprovider", *map(str, files)]
     words += ["-m", "not slow" if capability == best_kernels() else "not slow and paths"]
     start = time.perf_counter()
     last = run(

@@ -13,6 +13,7 @@ import pytest
 
 import fastlstm
 
+TESTS = Path(__file__).resolve().parents[1]
 ENVIRONMENT = {"AVX512": "avx512", "AVX2": "avx2", "DEFAULT": "default"}
 
 
@@ -35,7 +36,8 @@ def test_environment_chooses_the_path(capability: str) -> None:
 
 
 @pytest.mark.slow
-def test_paths(capability: str) -> None:
+@pytest.mark.parametrize("place", ["shared", pytest.param("alone", marks=pytest.mark.alone)])
+def test_paths(capability: str, place: str) -> None:
     if capability == fastlstm.cpu_capability():
         pytest.skip("the path of this process: its tests run here")
     result = subprocess.run(
@@ -45,12 +47,13 @@ def test_paths(capability: str) -> None:
             "pytest",
             "-q",
             "-m",
-            "paths",
+            "paths and alone" if place == "alone" else "paths and not alone",
             "--tb=short",
             "-p",
             "no:cacheprovider",
+            *(p for p in TESTS.rglob("test_*.py") if "mark.paths" in p.read_text()),
         ],
-        cwd=Path(__file__).parents[1],
+        cwd=TESTS.parent,
         env=environment(capability),
         capture_output=True,
         text=True,

@@ -205,6 +205,7 @@ def test_empty_batch(case: Cell, dtype: torch.dtype) -> None:
 
 
 @pytest.mark.paths
+@pytest.mark.alone
 @cells((13, 4, 33), (50, 7, 128))
 def test_rows_threads_and_grad_do_not_matter(case: Cell) -> None:
     values, cotangents = case.problem(torch.float32), case.cotangents(torch.float32)

@@ -12,6 +12,7 @@ import torch
 
 from fastlstm import _C
 
+pytestmark = pytest.mark.alone
 linux = pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="Linux sets the affinity")
 
 

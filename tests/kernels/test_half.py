@@ -296,6 +296,7 @@ def test_the_state_that_is_wrong_is_named() -> None:
 
 @kinds
 @pytest.mark.parametrize(("N", "H"), [(1, 300), (5, 130), (33, 64)], ids=["N1", "N5", "N33"])
+@pytest.mark.alone
 def test_bfloat16_is_bitwise_the_same_for_any_number_of_threads(kind: str, N: int, H: int) -> None:
     module = build(fastlstm, kind, 40, H, bidirectional=True, dtype=torch.bfloat16)
     x = torch.randn(6, N, 40).bfloat16()

@@ -85,6 +85,7 @@ def test_rows_do_not_feel_their_neighbours(case: Case, dtype: torch.dtype) -> No
     Case(5, 50, 7, 65, lengths=tuple(5 - n // 10 for n in range(50)), packed=True),
     modes=MODES,
 )
+@pytest.mark.alone
 def test_bitwise_the_same_for_any_number_of_threads(case: Case, dtype: torch.dtype) -> None:
     values, cotangents = case.problem(dtype), case.cotangents(dtype)
     torch.set_num_threads(1)
@@ -101,6 +102,7 @@ def test_bitwise_the_same_for_any_number_of_threads(case: Case, dtype: torch.dty
     Case(5, 50, 7, 128, proj_size=33),
     Case(9, 5, 3, 64, proj_size=7, lengths=(3, 9, 0, 1, 9), bidirectional=True),
 )
+@pytest.mark.alone
 def test_projection_bitwise_the_same_for_any_number_of_threads(
     case: Case, dtype: torch.dtype
 ) -> None:
@@ -116,6 +118,7 @@ def test_projection_bitwise_the_same_for_any_number_of_threads(
     Case(5, 50, 7, 64, mode="GRU"),
     Case(5, 50, 7, 64, mode="RNN_TANH"),
 )
+@pytest.mark.alone
 def test_bitwise_repeatable(case: Case) -> None:
     values, cotangents = case.problem(torch.float32), case.cotangents(torch.float32)
     torch.set_num_threads(2)

@@ -19,6 +19,9 @@ BY_UNITS = Case(4, 2, 5, 97)
 # How each case is to be cut: groups of rows, threads of the largest of them.
 PARTS = {BY_ROWS: (2, 1), BY_UNITS: (1, 2)}
 
+# Beside other processes small layers may take one thread.
+pytestmark = pytest.mark.alone
+
 
 @pytest.mark.parametrize("case", PARTS, ids=str)
 def test_the_cases_are_divided_as_their_names_say(case: Case) -> None:

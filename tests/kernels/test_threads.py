@@ -17,6 +17,8 @@ from helpers import Case, cases, modes, ours, plain, solve, wide
 
 import fastlstm
 
+pytestmark = pytest.mark.alone
+
 
 @cases(Case(9, 2, 3, 500), Case(5, 50, 7, 64), Case(5, 3, 4, 18, layers=2, bidirectional=True))
 @pytest.mark.parametrize(("before", "after"), [(1, 2), (2, 1), (2, 5)])

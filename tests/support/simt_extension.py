@@ -1,5 +1,6 @@
 """Builds the CUDA kernels and their host code for the emulator, as a module with _C's functions."""
 
+import fcntl
 import functools
 from pathlib import Path
 from types import ModuleType
@@ -34,7 +35,7 @@ def kernel_sources(folder: Path) -> list[Path]:
 
 @functools.cache
 def load() -> ModuleType:
-    """Compile what has changed, and import it."""
+    """Compile what has changed, and import it. One process does, others wait for it."""
     sources = [
         path
         for folder in ("bindings", "layer", "cuda")
@@ -42,11 +43,17 @@ def load() -> ModuleType:
         if path.name not in REPLACED
     ]
     sources += sorted(SIMT.glob("*.cpp"))
-    sources += kernel_sources(BUILD)
-    return cpp_extension.load(
-        name="fastlstm_simt",
-        sources=[str(p) for p in sources],
-        extra_cflags=["-std=c++20", "-O1", "-g0", "-DFASTLSTM_SIMT", "-fno-math-errno"],
-        extra_include_paths=[str(p) for p in (SIMT, CSRC)],
-        build_directory=str(BUILD),
-    )
+    BUILD.mkdir(parents=True, exist_ok=True)
+    with (BUILD / "turn").open("w") as turn:
+        # The system gives it back when its holder ends. A killed process leaves torch's lock behind,
+        # for which others would wait forever.
+        fcntl.flock(turn, fcntl.LOCK_EX)
+        (BUILD / "lock").unlink(missing_ok=True)
+        sources += kernel_sources(BUILD)
+        return cpp_extension.load(
+            name="fastlstm_simt",
+            sources=[str(p) for p in sources],
+            extra_cflags=["-std=c++20", "-O1", "-g0", "-DFASTLSTM_SIMT", "-fno-math-errno"],
+            extra_include_paths=[str(p) for p in (SIMT, CSRC)],
+            build_directory=str(BUILD),
+        )
