@@ -15,7 +15,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 SOURCES := setup.py pyproject.toml $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.inl' \
 	-o -name '*.cu' -o -name '*.cuh')
 CXX_FILES = $$(git ls-files $(foreach suffix,cpp h inl cu cuh,'csrc/*.$(suffix)' 'tests/*.$(suffix)' \
-	'benchmarks/exchange/*.$(suffix)'))
+	'benchmarks/gpu/exchange/*.$(suffix)'))
 
 .PHONY: demo test test-fast sanitize lint format build bench sdist cuda-build gpu-check clean
 
@@ -64,7 +64,7 @@ cuda-build: $(CUDA_VENV)/.installed
 # With the torch of the machine, which fits its GPU, and not that of .venv.
 gpu-check: export PATH := $(MACHINE_PATH)
 gpu-check:
-	$(PYTHON) -m benchmarks.gpu_check
+	$(PYTHON) -m benchmarks.gpu.check
 
 # Stamps: made again when what they depend on changes.
 $(VENV)/.installed: requirements-dev.txt

@@ -4,8 +4,8 @@
     python benchmarks/bench_cells.py --cells gru,rnn --dtype float32,bfloat16
     python benchmarks/bench_cells.py --device cuda --grid gpu --tf32 both --budget 300
 
-Each row is proved equal first (benchmarks/equality.py), then timed in alternating pairs
-(benchmarks/timing.py). Exit code: 0; 1 where a check is red or a required ratio is missed; 2 for a
+Each row is proved equal first (benchmarks/common/equality.py), then timed in alternating pairs
+(benchmarks/common/timing.py). Exit code: 0; 1 where a check is red or a required ratio is missed; 2 for a
 wrong command line; 130 where interrupted, after what was measured has been written.
 benchmarks/README.md tells how to read the table.
 """
@@ -24,13 +24,14 @@ import torch
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))
 
-from benchmarks import cli, csv_rows, measure, plan, plot
-from benchmarks.devices import DEVICES, Device
-from benchmarks.layers import Row, as_csv, bench_job
-from benchmarks.plan import Job, Setting
-from benchmarks.providers import CELLS, PROVIDERS, why_missing
-from benchmarks.shapes import GRIDS, MODES
-from benchmarks.timing import geometric_mean
+from benchmarks import plot
+from benchmarks.common import cli, csv_rows, measure, plan
+from benchmarks.common.devices import DEVICES, Device
+from benchmarks.common.layers import Row, as_csv, bench_job
+from benchmarks.common.plan import Job, Setting
+from benchmarks.common.providers import CELLS, PROVIDERS, why_missing
+from benchmarks.common.shapes import GRIDS, MODES
+from benchmarks.common.timing import geometric_mean
 
 DTYPES = {
     "float32": torch.float32,

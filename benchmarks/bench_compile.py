@@ -5,7 +5,7 @@
 
 The model is a 2-layer LSTM; the call is forward and backward to every gradient. Each call has a
 process and a cache folder of its own, short and long alternating, and its results are held to
-torch.nn (benchmarks/equality.py). Exit code: 0; 1 where a process fails, takes too long or computes
+torch.nn (benchmarks/common/equality.py). Exit code: 0; 1 where a process fails, takes too long or computes
 something else, or the growth is above what is allowed; 2 for a wrong command line.
 """
 
@@ -25,11 +25,11 @@ import torch
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))
 
-from benchmarks import cli, compile_once, csv_rows
-from benchmarks.machine import environment
-from benchmarks.providers import CELLS, PROVIDERS, why_missing
-from benchmarks.shapes import Shape
-from benchmarks.timing import summarise
+from benchmarks.common import cli, compile_once, csv_rows
+from benchmarks.common.machine import environment
+from benchmarks.common.providers import CELLS, PROVIDERS, why_missing
+from benchmarks.common.shapes import Shape
+from benchmarks.common.timing import summarise
 
 STEPS = (32, 2048)
 WORKER = Path(compile_once.__file__).resolve()

@@ -3,7 +3,7 @@
     python benchmarks/bench_exchange.py
     python benchmarks/bench_exchange.py --schemes flag,cluster_async --csv rows.csv
 
-Needs a GPU and nvcc, and takes about a minute. benchmarks/exchange says what the schemes are and
+Needs a GPU and nvcc, and takes about a minute. benchmarks/gpu/exchange says what the schemes are and
 how the time of a step is taken. A row whose blocks have read wrong numbers has no time. Exit code:
 0; 1 where a row is red; 2 for a wrong command line, or without GPU or nvcc; 130 where interrupted.
 """
@@ -22,13 +22,13 @@ import torch
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))
 
-from benchmarks import cli, csv_files, machine
-from benchmarks.devices import DEVICES
-from benchmarks.exchange import native, rows
-from benchmarks.exchange.native import STEPS, Problem
-from benchmarks.exchange.plan import CLUSTER_SHARED_BYTES, CLUSTERS, PLAN
-from benchmarks.exchange.process import answers
-from benchmarks.gpu_phases import arch
+from benchmarks.common import cli, csv_files, machine
+from benchmarks.common.devices import DEVICES
+from benchmarks.gpu.exchange import native, rows
+from benchmarks.gpu.exchange.native import STEPS, Problem
+from benchmarks.gpu.exchange.plan import CLUSTER_SHARED_BYTES, CLUSTERS, PLAN
+from benchmarks.gpu.exchange.process import answers
+from benchmarks.gpu.phases import arch
 
 ROOT = Path(__file__).resolve().parents[1]
 BUDGET = 60.0

@@ -4,7 +4,7 @@
     python benchmarks/bench_methods.py --shape 512,16,256,256 --dtype bfloat16 --methods cluster,grid
     python benchmarks/bench_methods.py --budget 240 --csv rows.csv
 
-Of each method the plans that may be good are tried (FASTLSTM_CUDA_KERNEL, benchmarks/methods); each
+Of each method the plans that may be good are tried (FASTLSTM_CUDA_KERNEL, benchmarks/gpu/methods); each
 is proved equal first, as in bench_cells.py, and then all are timed by turns in one process. A
 kernel that ends its process is named, left out, and the others go on in another one. Needs a GPU.
 Exit code: 0; 1 where something is red; 2 for a wrong command line; 130 where interrupted.
@@ -23,15 +23,15 @@ import torch
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))
 
-from benchmarks import cli, csv_files
-from benchmarks.devices import DEVICES
-from benchmarks.kernel_choice import AUTO, PERSISTENT, method_of
-from benchmarks.methods import rows
-from benchmarks.methods.jobs import TORCH, Job
-from benchmarks.methods.process import Worker, WorkerLostError
-from benchmarks.providers import CELLS
-from benchmarks.shapes import GRIDS, MODES
-from benchmarks.timing import geometric_mean
+from benchmarks.common import cli, csv_files
+from benchmarks.common.devices import DEVICES
+from benchmarks.common.providers import CELLS
+from benchmarks.common.shapes import GRIDS, MODES
+from benchmarks.common.timing import geometric_mean
+from benchmarks.gpu.kernels import AUTO, PERSISTENT, method_of
+from benchmarks.gpu.methods import rows
+from benchmarks.gpu.methods.jobs import TORCH, Job
+from benchmarks.gpu.methods.process import Worker, WorkerLostError
 
 DTYPES = ("bfloat16", "float32", "float16")
 TF32_FLAGS = {"on": (True,), "off": (False,), "both": (True, False)}

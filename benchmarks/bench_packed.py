@@ -7,7 +7,7 @@ packed, lengths:  fastlstm without the padding  against  fastlstm on the whole p
                   the ratio of the times per computed row: 1 means that a row which is left out
                   saves as much as a row costs
 
-Everything is proved equal first (benchmarks/equality.py). Exit code: 0; 1 where a check is red or
+Everything is proved equal first (benchmarks/common/equality.py). Exit code: 0; 1 where a check is red or
 a required ratio is missed; 2 for a wrong command line.
 """
 
@@ -26,13 +26,13 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))
 
-from benchmarks import cli, csv_rows, equality, measure
-from benchmarks.equality import Problem
-from benchmarks.machine import environment
-from benchmarks.measure import Measured
-from benchmarks.providers import CELLS, PROVIDERS, Cell, why_missing
-from benchmarks.shapes import MODES, Shape, flops
-from benchmarks.timing import Contender, scaled
+from benchmarks.common import cli, csv_rows, equality, measure
+from benchmarks.common.equality import Problem
+from benchmarks.common.machine import environment
+from benchmarks.common.measure import Measured
+from benchmarks.common.providers import CELLS, PROVIDERS, Cell, why_missing
+from benchmarks.common.shapes import MODES, Shape, flops
+from benchmarks.common.timing import Contender, scaled
 
 SHAPE = Shape(200, 32, 256, 256)
 MIN_LENGTH = 20

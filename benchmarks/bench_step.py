@@ -5,7 +5,7 @@
 train: forward, and backward to every gradient, at N=16, I=H=256.
 infer: forward under no_grad at N=1, I=H=8, where nothing but the cost of the call itself is left.
 
-Both take (h, c), or h. They are proved equal first (benchmarks/equality.py). Exit code: 0; 1 where
+Both take (h, c), or h. They are proved equal first (benchmarks/common/equality.py). Exit code: 0; 1 where
 a check is red or a required ratio is missed; 2 for a wrong command line.
 """
 
@@ -21,11 +21,11 @@ from torch import Tensor
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))
 
-from benchmarks import cli, csv_rows, equality, measure
-from benchmarks.machine import environment
-from benchmarks.providers import PROVIDERS, STEPS, Cell, Provider, why_missing
-from benchmarks.shapes import MODES, Shape, flops
-from benchmarks.timing import Contender
+from benchmarks.common import cli, csv_rows, equality, measure
+from benchmarks.common.machine import environment
+from benchmarks.common.providers import PROVIDERS, STEPS, Cell, Provider, why_missing
+from benchmarks.common.shapes import MODES, Shape, flops
+from benchmarks.common.timing import Contender
 
 SHAPES = {"train": Shape(1, 16, 256, 256), "infer": Shape(1, 1, 8, 8)}
 # A call of the small cell takes a few microseconds, of which reading the clock is a part: it is

@@ -6,7 +6,7 @@ one-hot:   lstm(tokens)                   against  lstm(one_hot(tokens, V).float
 embedding: lstm(tokens, embedding=table)  against  lstm(F.embedding(tokens, table))
 
 Both sides are fastlstm.LSTM with the same weights. A step is forward, loss and backward to every
-weight, the table included. Loss and gradients are proved equal first (benchmarks/equality.py). Exit
+weight, the table included. Loss and gradients are proved equal first (benchmarks/common/equality.py). Exit
 code: 0; 1 where a check is red or, with --enforce-targets, a target is missed; 2 for a wrong
 command line.
 """
@@ -25,11 +25,11 @@ from torch.nn import functional as F
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))
 
-from benchmarks import cli, csv_rows
-from benchmarks.equality import compare
-from benchmarks.machine import environment
-from benchmarks.shapes import Shape
-from benchmarks.timing import Contender, measure_pairs, summarise
+from benchmarks.common import cli, csv_rows
+from benchmarks.common.equality import compare
+from benchmarks.common.machine import environment
+from benchmarks.common.shapes import Shape
+from benchmarks.common.timing import Contender, measure_pairs, summarise
 
 T, N, H, V = 50, 50, 512, 65
 COLUMNS = (

@@ -13,8 +13,8 @@ from pathlib import Path
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))
 
-from benchmarks import cli, csv_rows
-from benchmarks.kernel_choice import AUTO
+from benchmarks.common import cli, csv_rows
+from benchmarks.gpu.kernels import AUTO
 
 SERIES = (
     "provider",

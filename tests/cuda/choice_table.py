@@ -10,7 +10,7 @@ import simt_extension
 import torch
 from choosing import H100, KIB, Choice, native
 
-from benchmarks.shapes import GRIDS
+from benchmarks.common.shapes import GRIDS
 
 
 def text(choice: Choice) -> str:

@@ -16,10 +16,10 @@ from error_rule import assert_error_within, assert_same
 from helpers import Case, Values, ours, solve, theirs, wide
 
 import fastlstm
-from benchmarks.equality import larger_errors
-from benchmarks.kernel_choice import METHODS, STEPWISE, forced
-from benchmarks.providers import libraries_off
-from benchmarks.tf32 import rounded_products
+from benchmarks.common.equality import larger_errors
+from benchmarks.common.providers import libraries_off
+from benchmarks.common.tf32 import rounded_products
+from benchmarks.gpu.kernels import METHODS, STEPWISE, forced
 
 HOST = ("lengths", "batch_sizes")
 MODES = ("LSTM", "GRU", "RNN_TANH")

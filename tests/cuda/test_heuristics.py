@@ -30,7 +30,7 @@ from choosing import (
     words,
 )
 
-from benchmarks.shapes import GRIDS
+from benchmarks.common.shapes import GRIDS
 
 REGISTER_BYTES = 256 * KIB  # of a multiprocessor
 UNITS, MOST_UNITS = (16, 32, 48), 8192

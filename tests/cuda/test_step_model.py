@@ -21,7 +21,7 @@ from choosing import (
     words,
 )
 
-from benchmarks.shapes import GRIDS
+from benchmarks.common.shapes import GRIDS
 
 
 @devices

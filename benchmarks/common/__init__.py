@@ -1,0 +1,1 @@
+"""What the benchmarks share: problems and who solves them, proof, timing, tables and files."""
