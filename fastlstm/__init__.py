@@ -2,9 +2,9 @@
 ``torch.nn.LSTM``, and likewise GRU, RNN, LSTMCell, GRUCell and RNNCell."""
 
 from fastlstm import functional, reference
-from fastlstm._extension import cpu_capability
 from fastlstm.cells import GRUCell, LSTMCell, RNNCell
 from fastlstm.convert import convert, patch_torch, to_torch
+from fastlstm.dispatch.extension import cpu_capability
 from fastlstm.modules import GRU, LSTM, RNN
 from fastlstm.reference import LSTMStates, RNNStates
 

@@ -8,9 +8,9 @@ from torch.fx import Proxy
 from torch.nn.utils.rnn import PackedSequence
 
 from fastlstm import functional
-from fastlstm.nested import is_nested, refuse_strided, run_padded
-from fastlstm.nested import is_tokens as _is_tokens
-from fastlstm.plain import (
+from fastlstm.dispatch.nested import is_nested, refuse_strided, run_padded
+from fastlstm.dispatch.nested import is_tokens as _is_tokens
+from fastlstm.dispatch.plain import (
     REFUSED,
     check_is_number,
     check_is_tensor,
@@ -18,8 +18,8 @@ from fastlstm.plain import (
     other_device,
     wrong_tokens,
 )
-from fastlstm.stack import run_stack
-from fastlstm.tracing import is_fx_symbolic_tracing, record
+from fastlstm.dispatch.stack import run_stack
+from fastlstm.dispatch.tracing import is_fx_symbolic_tracing, record
 
 
 class RecurrentBase(nn.RNNBase):

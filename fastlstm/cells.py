@@ -9,9 +9,10 @@ import torch
 from torch import Tensor, nn
 from torch.fx import Proxy
 
-from fastlstm import autograd, functional
-from fastlstm._extension import _C
-from fastlstm.plain import (
+from fastlstm import functional
+from fastlstm.dispatch import autograd
+from fastlstm.dispatch.extension import _C
+from fastlstm.dispatch.plain import (
     REFUSED,
     check_is_number,
     check_is_tensor,
@@ -20,7 +21,7 @@ from fastlstm.plain import (
     is_plain,
     other_device,
 )
-from fastlstm.tracing import is_fx_symbolic_tracing, record
+from fastlstm.dispatch.tracing import is_fx_symbolic_tracing, record
 
 __all__ = ["GRUCell", "LSTMCell", "RNNCell"]
 

@@ -9,12 +9,12 @@ from collections.abc import Sequence
 import torch.fx
 from torch import Tensor, nn
 
-from fastlstm import autograd
-from fastlstm.nested import run_stack
-from fastlstm.plain import check_is_number, check_is_tensor, check_pair
-from fastlstm.precision import precision_of
+from fastlstm.dispatch import autograd
+from fastlstm.dispatch.nested import run_stack
+from fastlstm.dispatch.plain import check_is_number, check_is_tensor, check_pair
+from fastlstm.dispatch.precision import precision_of
+from fastlstm.dispatch.stack import Weights
 from fastlstm.reference import LSTMStates, RNNStates
-from fastlstm.stack import Weights
 
 __all__ = ["gru", "gru_cell", "lstm", "lstm_cell", "rnn", "rnn_cell"]
 

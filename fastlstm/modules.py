@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from fastlstm.base import RecurrentBase
-from fastlstm.plain import check_pair, described
+from fastlstm.dispatch.plain import check_pair, described
 from fastlstm.reference import LSTMStates, RNNStates
 
 __all__ = ["GRU", "LSTM", "RNN"]

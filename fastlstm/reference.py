@@ -227,7 +227,7 @@ def layer(
     lengths: Tensor | None = None,
     reset: Tensor | None = None,
 ) -> tuple[Tensor, Tensor | None, Tensor, Tensor | None]:
-    """Run one layer in one or two directions: what :func:`fastlstm.autograd.layer` computes.
+    """Run one layer in one or two directions: what :func:`fastlstm.dispatch.autograd.layer` computes.
 
     Args:
         mode: ``"LSTM"``, ``"GRU"``, ``"RNN_TANH"`` or ``"RNN_RELU"``.

@@ -10,7 +10,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
 import fastlstm
-from fastlstm import autograd, functional
+from fastlstm import functional
+from fastlstm.dispatch import autograd
 
 
 def module_of(mode: str, *args, **options) -> nn.Module:

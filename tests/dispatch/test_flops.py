@@ -232,7 +232,7 @@ print(counter.get_total_flops())
 def test_fastlstm_does_not_import_the_counter_and_waits_for_it() -> None:
     found = printed("""
 import sys, torch, fastlstm
-from fastlstm import flops
+from fastlstm.dispatch import flops
 print(flops._COUNTER in sys.modules)
 import torch.utils.flop_counter as counter
 print(torch.ops.fastlstm.layer in counter.flop_registry)

@@ -12,7 +12,7 @@ from torch.autograd import gradcheck, gradgradcheck
 from torch.func import functional_call
 
 import fastlstm
-from fastlstm import autograd
+from fastlstm.dispatch import autograd
 
 TINY = (
     Case(3, 2, 2, 3),

@@ -12,7 +12,7 @@ from torch._subclasses import FakeTensorMode
 from torch.library import opcheck
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-from fastlstm import ops  # noqa: F401  registers them
+from fastlstm.dispatch import ops  # noqa: F401  registers them
 
 T, N, I, H = 3, 2, 3, 4
 OPS = torch.ops.fastlstm

@@ -22,9 +22,10 @@ from torch.func import (
 )
 
 import fastlstm
-from fastlstm import autograd, functional, reference
-from fastlstm._extension import _C
-from fastlstm._kernels import CELLS as CELL_CALLS
+from fastlstm import functional, reference
+from fastlstm.dispatch import autograd
+from fastlstm.dispatch.extension import _C
+from fastlstm.dispatch.kernels import CELLS as CELL_CALLS
 
 CELLS = ("LSTM", "GRU", "RNN_TANH")
 SMALL = Case(2, 3, 2, 2, bidirectional=True)

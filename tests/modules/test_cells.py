@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations, parametrize
 
 import fastlstm
-from fastlstm import autograd
-from fastlstm._extension import _C
+from fastlstm.dispatch import autograd
+from fastlstm.dispatch.extension import _C
 
 batches = pytest.mark.parametrize("batch", [(), (1,), (3,)], ids=["unbatched", "N1", "N3"])
 

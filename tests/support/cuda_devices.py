@@ -15,7 +15,8 @@ import torch
 from helpers import Case, Solver, Values, ours, theirs
 from torch import Tensor
 
-from fastlstm import _kernels, cells, ops, precision
+from fastlstm import cells
+from fastlstm.dispatch import kernels, ops, precision
 
 # What stays on the CPU: the host plans the steps with it.
 _HOST = ("lengths", "batch_sizes")
@@ -64,7 +65,7 @@ def _set_cudnn_tf32(on: bool) -> None:
 def _emulator() -> Iterator[ModuleType]:
     simt = simt_extension.load()
     with pytest.MonkeyPatch.context() as patch:
-        for module in (_kernels, ops, cells):
+        for module in (kernels, ops, cells):
             patch.setattr(module, "_C", simt)
         patch.setattr(precision, "NATIVE_HALF", {"cpu"})
         simt.guard_memory(True)
@@ -95,7 +96,7 @@ def why_no_gpu() -> str | None:
     """One line that says why the kernels cannot run on a GPU here; None where they can."""
     if not torch.cuda.is_available():
         return "needs a GPU and a build for it: `make gpu-check` on such a machine runs it"
-    if not _kernels._C.cuda_arch_list():
+    if not kernels._C.cuda_arch_list():
         return "fastlstm is built without CUDA: FORCE_CUDA=1 builds it"
     return None
 

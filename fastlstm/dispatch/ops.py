@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 from torch.library import register_autograd, register_fake
 
-from fastlstm import flops
-from fastlstm._extension import _C
-from fastlstm._kernels import (
+from fastlstm.dispatch import flops
+from fastlstm.dispatch.derivatives import are_kernels_enough, differentiable_pull_back
+from fastlstm.dispatch.extension import _C
+from fastlstm.dispatch.kernels import (
     CELLS,
     KEEP_ALL,
     KEEP_NOTHING,
@@ -25,8 +26,7 @@ from fastlstm._kernels import (
     pick,
     spread,
 )
-from fastlstm.derivatives import are_kernels_enough, differentiable_pull_back
-from fastlstm.precision import kernel_types
+from fastlstm.dispatch.precision import kernel_types
 
 _LAYER_INPUTS = (
     "str mode, Tensor x, Tensor? embedding, Tensor? h0, Tensor? c0, Tensor[] weights,"

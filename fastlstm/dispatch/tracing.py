@@ -14,6 +14,8 @@ from torch.nn.modules import module as torch_module
 
 __all__ = ["is_fx_symbolic_tracing", "record"]
 
+_PACKAGE = "fastlstm"  # of the modules, whose globals say so
+
 
 def record(
     module: nn.Module, function: Callable[..., Proxy], args: tuple, options: dict
@@ -48,7 +50,7 @@ def _is_all_there_is(module: nn.Module) -> bool:
         torch_module._global_forward_hooks,
     )
     names = getattr(module.forward, "__globals__", {})
-    return not any(hooks) and names.get("__package__") == __package__
+    return not any(hooks) and names.get("__package__") == _PACKAGE
 
 
 def _tracer_of(*values: object) -> Tracer | None:

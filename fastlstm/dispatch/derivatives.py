@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from fastlstm._kernels import Call, Tensors, pick, replaced, spread
+from fastlstm.dispatch.kernels import Call, Tensors, pick, replaced, spread
 
 _VMAP_MODE = torch._C._dispatch_key_parse("VmapMode")
 

@@ -6,9 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fastlstm import stack
-from fastlstm.embedding import called, opened
-from fastlstm.stack import StackResult, Weights
+from fastlstm.dispatch import stack
+from fastlstm.dispatch.embedding import called, opened
+from fastlstm.dispatch.stack import StackResult, Weights
 
 
 def is_nested(input: object) -> bool:
@@ -29,7 +29,7 @@ def refuse_strided(name: str, t: Tensor) -> None:
 
 
 def run_stack(mode: str, input: Tensor, hx, weights: Weights, *options) -> StackResult:
-    """:func:`fastlstm.stack.run_stack`, of nested input too."""
+    """:func:`fastlstm.dispatch.stack.run_stack`, of nested input too."""
     if not is_nested(input):
         return stack.run_stack(mode, input, hx, weights, *options)
     *others, embedding, lengths, reset, batch_sizes, return_states = options

@@ -10,10 +10,14 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from fastlstm import ops, transforms
-from fastlstm._extension import _C
-from fastlstm._kernels import CELLS, KEEP_ALL, LAYERS, Call, Tensors
-from fastlstm.derivatives import are_kernels_enough, differentiable_pull_back, without_autocast
+from fastlstm.dispatch import ops, transforms
+from fastlstm.dispatch.derivatives import (
+    are_kernels_enough,
+    differentiable_pull_back,
+    without_autocast,
+)
+from fastlstm.dispatch.extension import _C
+from fastlstm.dispatch.kernels import CELLS, KEEP_ALL, LAYERS, Call, Tensors
 
 
 def layer(

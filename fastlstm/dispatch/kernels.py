@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from fastlstm import reference
-from fastlstm._extension import _C
-from fastlstm.precision import HALF_TYPES, kernel_types
+from fastlstm.dispatch.extension import _C
+from fastlstm.dispatch.precision import HALF_TYPES, kernel_types
 
 # How much forward keeps, as in csrc/layer/layer.h.
 KEEP_NOTHING, KEEP_CELL_STATES, KEEP_ALL = 0, 1, 2
@@ -80,7 +80,7 @@ class Call:
 class Layer(Call):
     """One layer: x, embedding, h0, c0, batch_sizes, lengths, reset, 5 weights a direction.
 
-    The outputs are y, c, h_n, c_n, as :func:`fastlstm.autograd.layer` returns them.
+    The outputs are y, c, h_n, c_n, as :func:`fastlstm.dispatch.autograd.layer` returns them.
     """
 
     num_outputs = 4

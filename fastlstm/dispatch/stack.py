@@ -12,12 +12,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fastlstm import autograd, per_sample
-from fastlstm._extension import _C
-from fastlstm.embedding import filler_of, looked_up, opened, without_gradient_of_padding
-from fastlstm.per_sample import ExpandedWeight
-from fastlstm.plain import check_is_number, check_is_tensor, check_pair, is_plain, wrong_tokens
-from fastlstm.precision import Precision, precision_of
+from fastlstm.dispatch import autograd, per_sample
+from fastlstm.dispatch.embedding import filler_of, looked_up, opened, without_gradient_of_padding
+from fastlstm.dispatch.extension import _C
+from fastlstm.dispatch.per_sample import ExpandedWeight
+from fastlstm.dispatch.plain import (
+    check_is_number,
+    check_is_tensor,
+    check_pair,
+    is_plain,
+    wrong_tokens,
+)
+from fastlstm.dispatch.precision import Precision, precision_of
 from fastlstm.reference import LSTMStates, RNNStates
 
 Weights = Sequence[Sequence[Tensor | None]]

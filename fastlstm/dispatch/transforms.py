@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from fastlstm import ops
-from fastlstm._kernels import KEEP_ALL, Call, Tensors, pick, replaced, spread
-from fastlstm.derivatives import gradients_of, jvp, without_autocast
+from fastlstm.dispatch import ops
+from fastlstm.dispatch.derivatives import gradients_of, jvp, without_autocast
+from fastlstm.dispatch.kernels import KEEP_ALL, Call, Tensors, pick, replaced, spread
 
 
 def are_active() -> bool:

@@ -14,7 +14,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn.utils._expanded_weights.expanded_weights_impl import ExpandedWeight
 from torch.nn.utils._expanded_weights.expanded_weights_utils import set_grad_sample_if_exists
 
-from fastlstm._kernels import KEEP_ALL, LAYERS, Call, Tensors
+from fastlstm.dispatch.kernels import KEEP_ALL, LAYERS, Call, Tensors
 
 Owners = Sequence[ExpandedWeight | None]
 
@@ -45,7 +45,7 @@ def layer(
     reset: Tensor | None = None,
     return_c: bool = False,
 ) -> Tensors:
-    """Do what :func:`fastlstm.autograd.layer` does.
+    """Do what :func:`fastlstm.dispatch.autograd.layer` does.
 
     Args:
         owners: ``weights`` as they were before they were unwrapped.
