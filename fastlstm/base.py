@@ -20,6 +20,7 @@ from fastlstm.dispatch.plain import (
 )
 from fastlstm.dispatch.stack import run_stack
 from fastlstm.dispatch.tracing import is_fx_symbolic_tracing, record
+from fastlstm.reference import CallOptions
 
 
 class RecurrentBase(nn.RNNBase):
@@ -111,22 +112,15 @@ class RecurrentBase(nn.RNNBase):
 
             return run_padded(run, input, embedding, lengths, reset, self.batch_first)
         weights = self._weights_by_layer()
-        options = (
-            self.batch_first,
-            self.bidirectional,
-            self.dropout,
-            self.training,
-            embedding,
-            lengths,
-            reset,
-            batch_sizes,
-            return_states,
-        )
+        options = CallOptions(
+            self.batch_first, self.bidirectional, self.dropout, self.training, embedding, lengths,
+            reset, batch_sizes, return_states,
+        )  # fmt: skip
         result, refusal = None, None
         if is_plain(input):
             try:
                 if not weights[0][0].is_cuda:
-                    result = run_stack(self.mode, input, hx, weights, *options)
+                    result = run_stack(self.mode, input, hx, weights, options)
             except REFUSED as error:
                 refusal = error
         if result is None:
@@ -134,7 +128,7 @@ class RecurrentBase(nn.RNNBase):
             self._check(input, hx, batch_sizes, weights)
             if refusal is not None:
                 raise refusal
-            result = run_stack(self.mode, input, hx, weights, *options)
+            result = run_stack(self.mode, input, hx, weights, options)
         output, hidden, states = result
         if packed is not None:
             # The rest of the named tuple, in whose order the rows still are.

@@ -13,15 +13,12 @@ from fastlstm.dispatch import autograd
 from fastlstm.dispatch.nested import run_stack
 from fastlstm.dispatch.plain import check_is_number, check_is_tensor, check_pair
 from fastlstm.dispatch.precision import precision_of
-from fastlstm.dispatch.stack import Weights
-from fastlstm.reference import LSTMStates, RNNStates
+from fastlstm.reference import CallOptions, LSTMStates, RNNStates, Weights, rnn_mode
 
 __all__ = ["gru", "gru_cell", "lstm", "lstm_cell", "rnn", "rnn_cell"]
 
 for _name in __all__:
     torch.fx.wrap(_name)  # symbolic_trace records the call and does not look into it
-
-_RNN_MODES = {"tanh": "RNN_TANH", "relu": "RNN_RELU"}
 
 
 def lstm(
@@ -39,7 +36,7 @@ def lstm(
     batch_sizes: Tensor | None = None,
     return_states: bool = False,
 ) -> tuple[Tensor, tuple[Tensor, Tensor]] | tuple[Tensor, tuple[Tensor, Tensor], LSTMStates]:
-    """Run a stack of LSTM layers on the fused kernels.
+    """Run a stack of LSTM layers on the fused kernels; equations: :func:`fastlstm.reference.lstm`.
 
     The cell is that of Hochreiter & Schmidhuber (1997) with the forget gate of Gers, Schmidhuber &
     Cummins (2000), gates in the order i, f, g, o, as in :class:`torch.nn.LSTM`; w_hr is the
@@ -106,22 +103,11 @@ def lstm(
             ``embedding`` that has ``max_norm``, ``scale_grad_by_freq`` or ``sparse`` and no
             ``padding_idx`` to look up where no token counts.
     """
-    result = run_stack(
-        "LSTM",
-        input,
-        hx,
-        weights,
-        batch_first,
-        bidirectional,
-        dropout,
-        training,
-        embedding,
-        lengths,
-        reset,
-        batch_sizes,
+    options = CallOptions(
+        batch_first, bidirectional, dropout, training, embedding, lengths, reset, batch_sizes,
         return_states,
-    )
-    return tuple(result) if return_states else result[:2]
+    )  # fmt: skip
+    return _run("LSTM", input, hx, weights, options)
 
 
 def gru(
@@ -139,7 +125,7 @@ def gru(
     batch_sizes: Tensor | None = None,
     return_states: bool = False,
 ) -> tuple[Tensor, Tensor] | tuple[Tensor, Tensor, RNNStates]:
-    """Run a stack of GRU layers on the fused kernels.
+    """Run a stack of GRU layers on the fused kernels; equations: :func:`fastlstm.reference.gru`.
 
     The cell is that of Cho et al. (2014), gates in the order r, z, n, with the reset gate applied
     after the matrix product, as in :class:`torch.nn.GRU`. Arguments, precision and errors are those
@@ -155,22 +141,11 @@ def gru(
         ``(output, h_n)``: ``output`` is ``[T, N, D * H]`` in the layout of ``input``, h_n is shaped
         as ``hx``. With ``return_states``, a third element :class:`RNNStates`.
     """
-    result = run_stack(
-        "GRU",
-        input,
-        hx,
-        weights,
-        batch_first,
-        bidirectional,
-        dropout,
-        training,
-        embedding,
-        lengths,
-        reset,
-        batch_sizes,
+    options = CallOptions(
+        batch_first, bidirectional, dropout, training, embedding, lengths, reset, batch_sizes,
         return_states,
-    )
-    return tuple(result) if return_states else result[:2]
+    )  # fmt: skip
+    return _run("GRU", input, hx, weights, options)
 
 
 def rnn(
@@ -204,22 +179,11 @@ def rnn(
         ``(output, h_n)``: ``output`` is ``[T, N, D * H]`` in the layout of ``input``, h_n is shaped
         as ``hx``. With ``return_states``, a third element :class:`RNNStates`.
     """
-    result = run_stack(
-        _rnn_mode(nonlinearity),
-        input,
-        hx,
-        weights,
-        batch_first,
-        bidirectional,
-        dropout,
-        training,
-        embedding,
-        lengths,
-        reset,
-        batch_sizes,
+    options = CallOptions(
+        batch_first, bidirectional, dropout, training, embedding, lengths, reset, batch_sizes,
         return_states,
-    )
-    return tuple(result) if return_states else result[:2]
+    )  # fmt: skip
+    return _run(rnn_mode(nonlinearity), input, hx, weights, options)
 
 
 def lstm_cell(
@@ -257,7 +221,7 @@ def gru_cell(
     b_ih: Tensor | None = None,
     b_hh: Tensor | None = None,
 ) -> Tensor:
-    """Take one step of the GRU of :func:`gru`, in its precision.
+    """Take one step of the GRU of :func:`gru`, in its precision; errors as of :func:`lstm_cell`.
 
     Args:
         input: ``[N, I]`` floating point, or ``[I]`` without a batch.
@@ -267,10 +231,6 @@ def gru_cell(
 
     Returns:
         h after the step, shaped as ``hx``.
-
-    Raises:
-        RuntimeError: a tensor has the wrong device, dtype or shape.
-        TypeError: ``input`` is boolean or complex, or an argument is not a tensor.
     """
     return _cell("GRU", input, hx, None, w_ih, w_hh, b_ih, b_hh)[0]
 
@@ -284,29 +244,22 @@ def rnn_cell(
     b_hh: Tensor | None = None,
     nonlinearity: str = "tanh",
 ) -> Tensor:
-    """Take one step of the network of :func:`rnn`, in its precision.
+    """Take one step of the network of :func:`rnn`; arguments as of :func:`gru_cell`, but for:
 
     Args:
-        input: ``[N, I]`` floating point, or ``[I]`` without a batch.
-        hx: h ``[N, H]``, or ``[H]`` without a batch.
         w_ih, w_hh: ``[H, I]`` and ``[H, H]``.
         b_ih, b_hh: ``[H]`` or None.
         nonlinearity: ``"tanh"`` or ``"relu"``, else ValueError. Default: ``"tanh"``.
 
     Returns:
         h after the step, shaped as ``hx``.
-
-    Raises:
-        RuntimeError: a tensor has the wrong device, dtype or shape.
-        TypeError: ``input`` is boolean or complex, or an argument is not a tensor.
     """
-    return _cell(_rnn_mode(nonlinearity), input, hx, None, w_ih, w_hh, b_ih, b_hh)[0]
+    return _cell(rnn_mode(nonlinearity), input, hx, None, w_ih, w_hh, b_ih, b_hh)[0]
 
 
-def _rnn_mode(nonlinearity: str) -> str:
-    if nonlinearity not in _RNN_MODES:
-        raise ValueError(f"nonlinearity must be 'tanh' or 'relu', got {nonlinearity!r}")
-    return _RNN_MODES[nonlinearity]
+def _run(mode: str, input: Tensor, hx, weights: Weights, options: CallOptions) -> tuple:
+    result = run_stack(mode, input, hx, weights, options)
+    return tuple(result) if options.return_states else result[:2]
 
 
 def _cell(

@@ -4,16 +4,19 @@ The equations are those of ``torch.nn``, stated at :func:`lstm`, :func:`gru` and
 here needs the compiled extension. It is slow, runs on any device and in any floating-point dtype,
 can be differentiated to any order, and works under every transform of ``torch.func``.
 
-T, N, I, H: time, batch, input size, hidden size. D: directions. P: width of h, which is
-``proj_size`` for an LSTM with projections, else H. G: gates, 4 (LSTM), 3 (GRU) or 1 (RNN).
+Arguments and results are those of :mod:`fastlstm.functional`, but for nested tensors, which there are
+none of here, ``embedding``, which is a Tensor, and errors: only wrong tokens are looked for, and are
+an IndexError. T, N, I, H, D, P mean what they mean there.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
+
+Weights = Sequence[Sequence[Tensor | None]]
 
 
 class LSTMStates(NamedTuple):
@@ -29,22 +32,28 @@ class RNNStates(NamedTuple):
     h: tuple[Tensor, ...]
 
 
+class CallOptions(NamedTuple):
+    """What lstm, gru and rnn, here and in :mod:`fastlstm.functional`, are told beside the tensors."""
+
+    batch_first: bool
+    bidirectional: bool
+    dropout: float
+    training: bool
+    embedding: Tensor | nn.Embedding | None
+    lengths: Tensor | Sequence[int] | None
+    reset: Tensor | None
+    batch_sizes: Tensor | None
+    return_states: bool
+
+
 def lstm(
-    input: Tensor,
-    hx: tuple[Tensor, Tensor] | None,
-    weights: Sequence[Sequence[Tensor | None]],
-    *,
-    batch_first: bool = False,
-    bidirectional: bool = False,
-    dropout: float = 0.0,
-    training: bool = False,
-    embedding: Tensor | None = None,
-    lengths: Tensor | Sequence[int] | None = None,
-    reset: Tensor | None = None,
-    batch_sizes: Tensor | None = None,
-    return_states: bool = False,
-) -> tuple[Tensor, tuple[Tensor, Tensor]] | tuple[Tensor, tuple[Tensor, Tensor], LSTMStates]:
-    """Run a stack of LSTM layers; same arguments and results as :func:`fastlstm.functional.lstm`.
+    input: Tensor, hx: tuple[Tensor, Tensor] | None, weights: Weights, *,
+    batch_first: bool = False, bidirectional: bool = False, dropout: float = 0.0,
+    training: bool = False, embedding: Tensor | None = None,
+    lengths: Tensor | Sequence[int] | None = None, reset: Tensor | None = None,
+    batch_sizes: Tensor | None = None, return_states: bool = False,
+) -> tuple[Tensor, tuple[Tensor, Tensor]] | tuple[Tensor, tuple[Tensor, Tensor], LSTMStates]:  # fmt: skip
+    """Run a stack of LSTM layers: :func:`fastlstm.functional.lstm`.
 
     The cell is that of Hochreiter & Schmidhuber (1997), "Long Short-Term Memory", with the forget
     gate of Gers, Schmidhuber & Cummins (2000), "Learning to Forget", without peepholes; W_hr is the
@@ -55,68 +64,22 @@ def lstm(
         g       = tanh   (x_t W_ih^T + b_ih + h_{t-1} W_hh^T + b_hh)
         c_t     = f * c_{t-1} + i * g
         h_t     = o * tanh(c_t)  or, with W_hr,  (o * tanh(c_t)) W_hr^T
-
-    Args:
-        input: ``[T, N, I]``, ``[N, T, I]`` if ``batch_first``, ``[T, I]`` without a batch, or
-            ``[rows, I]`` with ``batch_sizes``. An integer tensor of one dimension less holds token
-            ids, which stand for one-hot vectors of size I, or for rows of ``embedding``.
-        hx: ``(h0, c0)``, ``[layers * D, N, P]`` and ``[layers * D, N, H]`` (no N without a batch);
-            None means zeros.
-        weights: for each layer and direction, the two directions of a layer next to each other,
-            ``(w_ih, w_hh)`` or ``(w_ih, w_hh, b_ih, b_hh)``, and at the end w_hr if there is one:
-            ``[4H, I]`` (``[4H, D * P]`` from the second layer on), ``[4H, P]``, ``[4H]`` twice,
-            ``[P, H]``; gates in the order i, f, g, o. Biases may be None.
-        batch_first: the batch is dimension 0 of ``input``, ``output``, ``reset`` and the returned
-            states. Ignored without a batch and with ``batch_sizes``.
-        bidirectional: every layer also runs backwards in time (D = 2); the outputs of both
-            directions are concatenated.
-        dropout: probability of zeroing an element of the output of each layer but the last, in
-            training only.
-        training: apply ``dropout``.
-        embedding: ``[V, I]``, the table that integer ``input`` indexes; a Tensor only.
-        lengths: N integers from 0 to T. Steps past the length of a row change nothing: the output
-            is zero there, h_n and c_n are those after its last step, and the reverse direction
-            starts at that step. What the input holds there does not matter.
-        reset: boolean, ``[T, N]`` (laid out as ``input`` is): a new sequence begins at this step.
-            The state that would cross from the step before to this one, or from this one to the
-            step before in the reverse direction, is zero instead. At t = 0 that is h0 and c0 of the
-            forward direction. Past the length of a row it has no effect.
-        batch_sizes: ``[T]``, not increasing: ``input`` is the data of a
-            :class:`~torch.nn.utils.rnn.PackedSequence`, ``output`` then too. Instead of ``lengths``
-            and ``reset``.
-        return_states: also return the states of every step.
-
-    Returns:
-        ``(output, (h_n, c_n))``, where ``output`` is ``[T, N, D * P]`` in the layout of ``input``,
-        and ``h_n`` and ``c_n`` are shaped as ``hx``. With ``return_states``, a third element
-        :class:`LSTMStates`, taken before dropout.
-
-    Raises:
-        IndexError: a token id is negative or not less than I (or V).
     """
-    output, h_n, c_n, states = _stack(
-        "LSTM", input, hx, weights, batch_first, bidirectional, dropout, training, embedding,
-        lengths, reset, batch_sizes,
+    options = CallOptions(
+        batch_first, bidirectional, dropout, training, embedding, lengths, reset, batch_sizes,
+        return_states,
     )  # fmt: skip
-    return (output, (h_n, c_n), LSTMStates(*states)) if return_states else (output, (h_n, c_n))
+    return _stack("LSTM", input, hx, weights, options)
 
 
 def gru(
-    input: Tensor,
-    hx: Tensor | None,
-    weights: Sequence[Sequence[Tensor | None]],
-    *,
-    batch_first: bool = False,
-    bidirectional: bool = False,
-    dropout: float = 0.0,
-    training: bool = False,
-    embedding: Tensor | None = None,
-    lengths: Tensor | Sequence[int] | None = None,
-    reset: Tensor | None = None,
-    batch_sizes: Tensor | None = None,
-    return_states: bool = False,
-) -> tuple[Tensor, Tensor] | tuple[Tensor, Tensor, RNNStates]:
-    """Run a stack of GRU layers; same arguments and results as :func:`fastlstm.functional.gru`.
+    input: Tensor, hx: Tensor | None, weights: Weights, *,
+    batch_first: bool = False, bidirectional: bool = False, dropout: float = 0.0,
+    training: bool = False, embedding: Tensor | None = None,
+    lengths: Tensor | Sequence[int] | None = None, reset: Tensor | None = None,
+    batch_sizes: Tensor | None = None, return_states: bool = False,
+) -> tuple[Tensor, Tensor] | tuple[Tensor, Tensor, RNNStates]:  # fmt: skip
+    """Run a stack of GRU layers: :func:`fastlstm.functional.gru`.
 
     The cell is that of Cho et al. (2014), "Learning Phrase Representations using RNN
     Encoder-Decoder for Statistical Machine Translation", with the reset gate applied after the
@@ -126,93 +89,119 @@ def gru(
         z   = sigmoid(x_t W_iz^T + b_iz + h_{t-1} W_hz^T + b_hz)
         n   = tanh   (x_t W_in^T + b_in + r * (h_{t-1} W_hn^T + b_hn))
         h_t = (1 - z) * n + z * h_{t-1}
-
-    Args and errors are those of :func:`lstm`, with two differences: ``hx`` is h0 alone, and
-    ``weights`` hold w_ih ``[3H, I]``, w_hh ``[3H, H]`` and the biases ``[3H]``, gates in the order
-    r, z, n.
-
-    Returns:
-        ``(output, h_n)``; with ``return_states``, a third element :class:`RNNStates`.
     """
-    output, h_n, _, (h, _) = _stack(
-        "GRU", input, None if hx is None else (hx, None), weights, batch_first, bidirectional,
-        dropout, training, embedding, lengths, reset, batch_sizes,
+    options = CallOptions(
+        batch_first, bidirectional, dropout, training, embedding, lengths, reset, batch_sizes,
+        return_states,
     )  # fmt: skip
-    return (output, h_n, RNNStates(h)) if return_states else (output, h_n)
+    return _stack("GRU", input, hx, weights, options)
 
 
 def rnn(
-    input: Tensor,
-    hx: Tensor | None,
-    weights: Sequence[Sequence[Tensor | None]],
-    *,
-    nonlinearity: str = "tanh",
-    batch_first: bool = False,
-    bidirectional: bool = False,
-    dropout: float = 0.0,
-    training: bool = False,
-    embedding: Tensor | None = None,
-    lengths: Tensor | Sequence[int] | None = None,
-    reset: Tensor | None = None,
-    batch_sizes: Tensor | None = None,
-    return_states: bool = False,
-) -> tuple[Tensor, Tensor] | tuple[Tensor, Tensor, RNNStates]:
-    """Run a stack of RNN layers; same arguments and results as :func:`fastlstm.functional.rnn`.
+    input: Tensor, hx: Tensor | None, weights: Weights, *, nonlinearity: str = "tanh",
+    batch_first: bool = False, bidirectional: bool = False, dropout: float = 0.0,
+    training: bool = False, embedding: Tensor | None = None,
+    lengths: Tensor | Sequence[int] | None = None, reset: Tensor | None = None,
+    batch_sizes: Tensor | None = None, return_states: bool = False,
+) -> tuple[Tensor, Tensor] | tuple[Tensor, Tensor, RNNStates]:  # fmt: skip
+    """Run a stack of RNN layers: :func:`fastlstm.functional.rnn`.
 
     The network of Elman (1990), "Finding Structure in Time", with ``nonlinearity`` tanh or relu::
 
         h_t = tanh(x_t W_ih^T + b_ih + h_{t-1} W_hh^T + b_hh)
-
-    Args and errors are those of :func:`lstm`, with two differences: ``hx`` is h0 alone, and
-    ``weights`` hold w_ih ``[H, I]``, w_hh ``[H, H]`` and the biases ``[H]``.
-
-    Returns:
-        ``(output, h_n)``; with ``return_states``, a third element :class:`RNNStates`.
     """
-    output, h_n, _, (h, _) = _stack(
-        _rnn_mode(nonlinearity), input, None if hx is None else (hx, None), weights, batch_first,
-        bidirectional, dropout, training, embedding, lengths, reset, batch_sizes,
+    options = CallOptions(
+        batch_first, bidirectional, dropout, training, embedding, lengths, reset, batch_sizes,
+        return_states,
     )  # fmt: skip
-    return (output, h_n, RNNStates(h)) if return_states else (output, h_n)
+    return _stack(rnn_mode(nonlinearity), input, hx, weights, options)
 
 
 def lstm_cell(
-    input: Tensor,
-    hx: tuple[Tensor, Tensor],
-    w_ih: Tensor,
-    w_hh: Tensor,
-    b_ih: Tensor | None = None,
-    b_hh: Tensor | None = None,
-) -> tuple[Tensor, Tensor]:
+    input: Tensor, hx: tuple[Tensor, Tensor], w_ih: Tensor, w_hh: Tensor,
+    b_ih: Tensor | None = None, b_hh: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
     """One step of :func:`lstm`: ``[N, I]`` and ``(h, c)``, each ``[N, H]``, give the next ``(h, c)``."""
-    h, c = _step("LSTM", F.linear(input, w_ih, b_ih), *hx, w_hh, b_hh)
-    return h, c
+    return cell("LSTM", input, *hx, w_ih, w_hh, b_ih, b_hh)
 
 
 def gru_cell(
-    input: Tensor,
-    hx: Tensor,
-    w_ih: Tensor,
-    w_hh: Tensor,
-    b_ih: Tensor | None = None,
-    b_hh: Tensor | None = None,
-) -> Tensor:
+    input: Tensor, hx: Tensor, w_ih: Tensor, w_hh: Tensor,
+    b_ih: Tensor | None = None, b_hh: Tensor | None = None,
+) -> Tensor:  # fmt: skip
     """One step of :func:`gru`: ``[N, I]`` and h ``[N, H]`` give the next h."""
-    return _step("GRU", F.linear(input, w_ih, b_ih), hx, None, w_hh, b_hh)[0]
+    return cell("GRU", input, hx, None, w_ih, w_hh, b_ih, b_hh)[0]
 
 
 def rnn_cell(
-    input: Tensor,
-    hx: Tensor,
-    w_ih: Tensor,
-    w_hh: Tensor,
-    b_ih: Tensor | None = None,
-    b_hh: Tensor | None = None,
-    nonlinearity: str = "tanh",
-) -> Tensor:
+    input: Tensor, hx: Tensor, w_ih: Tensor, w_hh: Tensor,
+    b_ih: Tensor | None = None, b_hh: Tensor | None = None, nonlinearity: str = "tanh",
+) -> Tensor:  # fmt: skip
     """One step of :func:`rnn`: ``[N, I]`` and h ``[N, H]`` give the next h."""
-    mode = _rnn_mode(nonlinearity)
-    return _step(mode, F.linear(input, w_ih, b_ih), hx, None, w_hh, b_hh)[0]
+    return cell(rnn_mode(nonlinearity), input, hx, None, w_ih, w_hh, b_ih, b_hh)[0]
+
+
+RNN_MODES = {"tanh": "RNN_TANH", "relu": "RNN_RELU"}
+
+
+def rnn_mode(nonlinearity: str) -> str:
+    if nonlinearity not in RNN_MODES:
+        raise ValueError(f"nonlinearity must be 'tanh' or 'relu', got {nonlinearity!r}")
+    return RNN_MODES[nonlinearity]
+
+
+class _Cell(NamedTuple):
+    """A cell, to the loop.
+
+    Attributes:
+        step: from ``igates`` = x W_ih^T + b_ih, ``hgates`` = h W_hh^T + b_hh, and h and c before a
+            step to ``(h, c)`` after it.
+        gates: G, blocks of H columns of ``igates`` and ``hgates``.
+        has_c: whether there is a c; it is None everywhere if not.
+    """
+
+    step: Callable[[Tensor, Tensor, Tensor, Tensor | None], tuple[Tensor, Tensor | None]]
+    gates: int
+    has_c: bool
+
+
+def _lstm_step(igates, hgates, h, c):
+    i, f, g, o = (igates + hgates).chunk(4, dim=-1)
+    c = torch.sigmoid(f) * c + torch.sigmoid(i) * torch.tanh(g)
+    return torch.sigmoid(o) * torch.tanh(c), c
+
+
+def _gru_step(igates, hgates, h, c):
+    i_r, i_z, i_n = igates.chunk(3, dim=-1)
+    h_r, h_z, h_n = hgates.chunk(3, dim=-1)
+    z = torch.sigmoid(i_z + h_z)
+    n = torch.tanh(i_n + torch.sigmoid(i_r + h_r) * h_n)
+    return (1 - z) * n + z * h, None
+
+
+def _rnn_tanh_step(igates, hgates, h, c):
+    return torch.tanh(igates + hgates), None
+
+
+def _rnn_relu_step(igates, hgates, h, c):
+    return torch.relu(igates + hgates), None
+
+
+# By mode.
+_CELLS = {
+    "LSTM": _Cell(_lstm_step, gates=4, has_c=True),
+    "GRU": _Cell(_gru_step, gates=3, has_c=False),
+    "RNN_TANH": _Cell(_rnn_tanh_step, gates=1, has_c=False),
+    "RNN_RELU": _Cell(_rnn_relu_step, gates=1, has_c=False),
+}
+
+
+def cell(
+    mode: str, x: Tensor, h: Tensor, c: Tensor | None, w_ih: Tensor, w_hh: Tensor,
+    b_ih: Tensor | None, b_hh: Tensor | None,
+) -> tuple[Tensor, Tensor | None]:  # fmt: skip
+    """Take one step of any cell: what :func:`fastlstm.dispatch.autograd.cell` computes."""
+    return _CELLS[mode].step(F.linear(x, w_ih, b_ih), F.linear(h, w_hh, b_hh), h, c)
 
 
 def layer(
@@ -220,7 +209,7 @@ def layer(
     x: Tensor,
     h0: Tensor | None,
     c0: Tensor | None,
-    weights: Sequence[Sequence[Tensor | None]],
+    weights: Weights,
     *,
     embedding: Tensor | None = None,
     batch_sizes: Tensor | None = None,
@@ -230,17 +219,17 @@ def layer(
     """Run one layer in one or two directions: what :func:`fastlstm.dispatch.autograd.layer` computes.
 
     Args:
-        mode: ``"LSTM"``, ``"GRU"``, ``"RNN_TANH"`` or ``"RNN_RELU"``.
+        mode: ``"LSTM"``, ``"GRU"``, ``"RNN_TANH"`` ...
         x: ``[T, N, I]``, or ``[rows, I]`` with ``batch_sizes``; or token ids of one dimension less.
         h0: ``[D, N, P]``, zero if None.
-        c0: ``[D, N, H]``, zero if None; None unless LSTM.
+        c0: ``[D, N, H]``, zero if None; None of a cell without a c.
         weights: D times ``(w_ih, w_hh, b_ih, b_hh, w_hr)``, the last three possibly None.
         embedding, batch_sizes, lengths, reset: as in :func:`lstm`, with ``lengths`` ``[N]`` and
             ``reset`` ``[T, N]`` tensors.
 
     Returns:
         ``(y, c, h_n, c_n)``: y ``[T, N, D * P]`` or ``[rows, D * P]``, c likewise with H, h_n
-        ``[D, N, P]``, c_n ``[D, N, H]``; c and c_n None unless LSTM.
+        ``[D, N, P]``, c_n ``[D, N, H]``; c and c_n None of a cell without a c.
     """
     valid = None
     if batch_sizes is not None:
@@ -263,13 +252,14 @@ def layer(
         cs.append(c_d)
         h_n.append(h)
         c_n.append(c)
+    has_c = _CELLS[mode].has_c
     y = torch.cat(ys, dim=-1)
-    c = torch.cat(cs, dim=-1) if mode == "LSTM" else None
+    c = torch.cat(cs, dim=-1) if has_c else None
     if batch_sizes is not None:
         rows = valid.flatten().nonzero().squeeze(1)
         y = y.flatten(0, 1).index_select(0, rows)
         c = None if c is None else c.flatten(0, 1).index_select(0, rows)
-    return y, c, torch.stack(h_n), torch.stack(c_n) if mode == "LSTM" else None
+    return y, c, torch.stack(h_n), torch.stack(c_n) if has_c else None
 
 
 def _direction(mode, x, h, c, weights, valid, reset, *, reverse):
@@ -278,11 +268,12 @@ def _direction(mode, x, h, c, weights, valid, reset, *, reverse):
     Returns ``(y, c, h, c)``, the first two of every step, the others after the last one taken.
     """
     w_ih, w_hh, b_ih, b_hh, w_hr = weights
+    step, gates, has_c = _CELLS[mode]
     T, N = x.shape[:2]
     if h is None:
         h = w_hh.new_zeros(N, w_hh.size(1))
-    if c is None and mode == "LSTM":
-        c = w_hh.new_zeros(N, w_hh.size(0) // 4)
+    if c is None and has_c:
+        c = w_hh.new_zeros(N, w_hh.size(0) // gates)
     zero_before = reset
     if reset is not None and reverse:
         within = reset if valid is None else reset & valid
@@ -301,7 +292,8 @@ def _direction(mode, x, h, c, weights, valid, reset, *, reverse):
             zero = zero_before[t].unsqueeze(1)
             h_prev = h.masked_fill(zero, 0)
             c_prev = None if c is None else c.masked_fill(zero, 0)
-        h_t, c_t = _step(mode, igates[t], h_prev, c_prev, w_hh, b_hh, w_hr)
+        h_t, c_t = step(igates[t], F.linear(h_prev, w_hh, b_hh), h_prev, c_prev)
+        h_t = h_t if w_hr is None else F.linear(h_t, w_hr)
         if valid is None:
             h, c = h_t, c_t
         else:
@@ -318,35 +310,15 @@ def _direction(mode, x, h, c, weights, valid, reset, *, reverse):
         stacked = torch.stack(states)[1:]
         return stacked.flip(0) if reverse else stacked
 
-    return every_step(hs), every_step(cs) if mode == "LSTM" else None, h, c
+    return every_step(hs), every_step(cs) if has_c else None, h, c
 
 
-def _step(mode, igates, h, c, w_hh, b_hh, w_hr=None):
-    """From ``igates`` = x W_ih^T + b_ih and the state before the step to ``(h, c)`` after it."""
-    hgates = F.linear(h, w_hh, b_hh)
-    if mode == "LSTM":
-        i, f, g, o = (igates + hgates).chunk(4, dim=-1)
-        c = torch.sigmoid(f) * c + torch.sigmoid(i) * torch.tanh(g)
-        h = torch.sigmoid(o) * torch.tanh(c)
-        return h if w_hr is None else F.linear(h, w_hr), c
-    if mode == "GRU":
-        i_r, i_z, i_n = igates.chunk(3, dim=-1)
-        h_r, h_z, h_n = hgates.chunk(3, dim=-1)
-        z = torch.sigmoid(i_z + h_z)
-        n = torch.tanh(i_n + torch.sigmoid(i_r + h_r) * h_n)
-        return (1 - z) * n + z * h, None
-    activation = {"RNN_TANH": torch.tanh, "RNN_RELU": torch.relu}[mode]
-    return activation(igates + hgates), None
-
-
-def _stack(
-    mode, input, hx, weights, batch_first, bidirectional, dropout, training, embedding, lengths,
-    reset, batch_sizes,
-):  # fmt: skip
-    """All layers: ``(output, h_n, c_n, (h, c))``, the last two of every layer and step."""
-    packed = batch_sizes is not None
+def _stack(mode, input, hx, weights, options: CallOptions):
+    """All layers, and what lstm, gru and rnn return."""
+    has_c = _CELLS[mode].has_c
+    packed = options.batch_sizes is not None
     is_batched = packed or input.dim() == (3 if input.is_floating_point() else 2)
-    batch_first = batch_first and is_batched and not packed
+    batch_first = options.batch_first and is_batched and not packed
 
     def time_first(t: Tensor) -> Tensor:
         t = t if is_batched else t.unsqueeze(1)
@@ -356,32 +328,37 @@ def _stack(
         t = t.transpose(0, 1) if batch_first else t
         return t if is_batched else t.squeeze(1)
 
-    x = time_first(input)
+    x, reset, lengths = time_first(input), options.reset, options.lengths
     reset = None if reset is None else time_first(reset)
     lengths = None if lengths is None else torch.as_tensor(lengths).reshape(-1)
-    if hx is not None and not is_batched:
+    hx = (None, None) if hx is None else tuple(hx) if has_c else (hx, None)
+    if not is_batched:
         hx = tuple(None if t is None else t.unsqueeze(1) for t in hx)
-    D = 2 if bidirectional else 1
+    D = 2 if options.bidirectional else 1
     layer_h, layer_c, h_n, c_n = [], [], [], []
     for first in range(0, len(weights), D):
         own = slice(first, first + D)
-        h0, c0 = (None if t is None else t[own] for t in hx or (None, None))
+        h0, c0 = (None if t is None else t[own] for t in hx)
         x, c, h_last, c_last = layer(
             mode, x, h0, c0, [_five(w) for w in weights[own]],
-            embedding=embedding if first == 0 else None,
-            batch_sizes=batch_sizes, lengths=lengths, reset=reset,
+            embedding=options.embedding if first == 0 else None,
+            batch_sizes=options.batch_sizes, lengths=lengths, reset=reset,
         )  # fmt: skip
         layer_h.append(as_input(x))
         layer_c.append(None if c is None else as_input(c))
         h_n.append(h_last)
         c_n.append(c_last)
         if first + D < len(weights):
-            x = F.dropout(x, dropout, training)
+            x = F.dropout(x, options.dropout, options.training)
 
-    h_n, c_n = torch.cat(h_n), torch.cat(c_n) if mode == "LSTM" else None
-    if not is_batched:
-        h_n, c_n = h_n.squeeze(1), None if c_n is None else c_n.squeeze(1)
-    return layer_h[-1], h_n, c_n, (tuple(layer_h), tuple(layer_c))
+    def stacked(last: list[Tensor]) -> Tensor:
+        return torch.cat(last) if is_batched else torch.cat(last).squeeze(1)
+
+    hidden = (stacked(h_n), stacked(c_n)) if has_c else stacked(h_n)
+    if not options.return_states:
+        return layer_h[-1], hidden
+    states = LSTMStates(tuple(layer_h), tuple(layer_c)) if has_c else RNNStates(tuple(layer_h))
+    return layer_h[-1], hidden, states
 
 
 def _five(weights: Sequence[Tensor | None]) -> tuple[Tensor | None, ...]:
@@ -390,12 +367,6 @@ def _five(weights: Sequence[Tensor | None]) -> tuple[Tensor | None, ...]:
     w_hr = rest.pop() if len(rest) % 2 else None
     b_ih, b_hh = rest or (None, None)
     return w_ih, w_hh, b_ih, b_hh, w_hr
-
-
-def _rnn_mode(nonlinearity: str) -> str:
-    if nonlinearity not in ("tanh", "relu"):
-        raise ValueError(f"nonlinearity must be 'tanh' or 'relu', got {nonlinearity!r}")
-    return f"RNN_{nonlinearity.upper()}"
 
 
 def _padded(data: Tensor, batch_sizes: Tensor) -> tuple[Tensor, Tensor]:

@@ -33,30 +33,30 @@ def layer(
     reset: Tensor | None = None,
     return_c: bool = False,
 ) -> tuple[Tensor, Tensor | None, Tensor, Tensor | None]:
-    """Run one layer in D directions. G: gates, 4 (LSTM), 3 (GRU) or 1 (RNN).
+    """Run one layer in D directions. G: gates of the cell.
 
     Args:
-        mode: ``"LSTM"``, ``"GRU"``, ``"RNN_TANH"`` or ``"RNN_RELU"``.
+        mode: the cell, a key of ``traits.CELL_TRAITS``.
         x: ``[T, N, I]`` float32 or float64 of any strides, or int64 tokens ``[T, N]``; with
             ``batch_sizes``, ``[rows, I]`` or ``[rows]``.
         h0: ``[D, N, P]``, zero if None.
-        c0: ``[D, N, H]``, zero if None; None unless LSTM.
+        c0: ``[D, N, H]``, zero if None; None of a cell without a c.
         weights: D times ``(w_ih, w_hh, b_ih, b_hh, w_hr)``, ``[G * H, I]``, ``[G * H, P]``,
             ``[G * H]`` twice and ``[P, H]``, the last three possibly None (w_hr unless LSTM).
         embedding: ``[V, I]``, the table of the tokens; None means one-hot.
         batch_sizes: int64 ``[T]`` on the CPU: x is the data of a packed sequence.
         lengths: int64 ``[N]`` on the CPU: steps of each row; None means T.
         reset: bool ``[T, N]``: no state passes from the step before to this one.
-        return_c: also return every cell state of an LSTM.
+        return_c: also return every cell state, if the cell has one.
 
     Returns:
         ``(y, c, h_n, c_n)``: y ``[T, N, D * P]`` or ``[rows, D * P]``, c likewise with D * H, None
-        unless asked for; h_n ``[D, N, P]``; c_n ``[D, N, H]``, None unless LSTM.
+        unless asked for; h_n ``[D, N, P]``; c_n ``[D, N, H]``, None of a cell without a c.
 
     Raises:
         RuntimeError, ValueError, IndexError: what the kernels find wrong with the arguments.
     """
-    call = LAYERS[mode, return_c and mode == "LSTM"]
+    call = LAYERS[mode, return_c]
     flat = [t for direction in weights for t in direction]
     return _run(call, (x, embedding, h0, c0, batch_sizes, lengths, reset, *flat))
 
@@ -71,14 +71,14 @@ def cell(
     b_ih: Tensor | None,
     b_hh: Tensor | None,
 ) -> tuple[Tensor, Tensor | None]:
-    """Take one step. Arguments as for :func:`layer`, without T and D; c is None unless LSTM.
+    """Take one step. Arguments as for :func:`layer`, without T and D; c is None of a cell without.
 
     Args:
         x: ``[N, I]`` float32 or float64.
         h, c: ``[N, H]``.
 
     Returns:
-        ``(h, c)`` after the step, c None unless LSTM.
+        ``(h, c)`` after the step, c None of a cell without.
 
     Raises:
         RuntimeError: what the kernels find wrong with the arguments.

@@ -14,6 +14,7 @@ from torch import Tensor
 from fastlstm import reference
 from fastlstm.dispatch.extension import _C
 from fastlstm.dispatch.precision import HALF_TYPES, kernel_types
+from fastlstm.dispatch.traits import CELL_TRAITS
 
 # How much forward keeps, as in csrc/layer/layer.h.
 KEEP_NOTHING, KEEP_CELL_STATES, KEEP_ALL = 0, 1, 2
@@ -25,15 +26,17 @@ class Call:
     """One of the calls, with what is not a tensor among its arguments.
 
     Attributes:
-        mode: ``"LSTM"``, ``"GRU"``, ``"RNN_TANH"`` or ``"RNN_RELU"``.
+        mode: a key of ``CELL_TRAITS``.
+        has_c: the cell has a cell state beside h.
         needs_c: forward has to keep the cell states, gradient or not.
         kept_outputs: which outputs lie in memory that is kept for backward.
-        num_outputs: of :meth:`run`; None stands for those that the mode does not have.
+        num_outputs: of :meth:`run`; None stands for those that the cell does not have.
         num_kept: tensors that backward needs beside the inputs.
         output_row_dims: for each output, the dimension with the rows of the batch.
     """
 
     mode: str
+    has_c: bool
     needs_c = False
     kept_outputs: tuple[int, ...]
     num_outputs: int
@@ -88,9 +91,9 @@ class Layer(Call):
     num_states = 7  # inputs before the weights
 
     def __init__(self, mode: str, return_c: bool) -> None:
-        self.mode = mode
-        self.needs_c = return_c
-        self.kept_outputs = (0, 1) if return_c else (0,)
+        self.mode, self.has_c = mode, CELL_TRAITS[mode].has_c
+        self.needs_c = return_c and self.has_c
+        self.kept_outputs = (0, 1) if self.needs_c else (0,)
 
     @property
     def output_row_dims(self) -> tuple[int, ...]:
@@ -105,7 +108,7 @@ class Layer(Call):
         view = every_step if kernel else _every_step_at_once
         y = view(h, rows, len(weights) // 5)
         every_c = view(c, rows, len(weights) // 5) if self.needs_c else None
-        return (y, every_c, h_n, c_n if self.mode == "LSTM" else None), (h, c, reserve)
+        return (y, every_c, h_n, c_n if self.has_c else None), (h, c, reserve)
 
     def pull_back(self, tensors, kept, grads, needs, kernel=None):
         x, embedding, h0, c0, batch_sizes, lengths, reset, *weights = tensors
@@ -151,13 +154,14 @@ class Cell(Call):
     output_row_dims = (0, 0)
 
     def __init__(self, mode: str) -> None:
-        self.mode = mode
-        # What the cell reads of its own results: c, of the RNN h.
-        self.kept_outputs = {"LSTM": (1,), "GRU": ()}.get(mode, (0,))
+        traits = CELL_TRAITS[mode]
+        self.mode, self.has_c = mode, traits.has_c
+        # What backward reads of the results of its own step.
+        self.kept_outputs = (int(self.has_c),) if traits.bwd_reads_state else ()
 
     def run(self, tensors, keep, kernel=None):
         h, c, reserve = (kernel or _C.cell_fwd)(self.mode, *tensors, keep == KEEP_ALL)
-        c = c if self.mode == "LSTM" else None
+        c = c if self.has_c else None
         if kernel is None and keep == KEEP_ALL:
             kept = [
                 _C.alias_of(t) if i in self.kept_outputs else None for i, t in enumerate((h, c))
@@ -177,20 +181,13 @@ class Cell(Call):
 
     def reference(self, tensors):
         h_type, _ = kernel_types(tensors[3])
-        x, h, c, *weights = map(_widened, tensors)
-        if self.mode == "LSTM":
-            h, c = reference.lstm_cell(x, (h, c), *weights)
-            return h.to(h_type), c.to(h_type)
-        if self.mode == "GRU":
-            return reference.gru_cell(x, h, *weights).to(h_type), None
-        nonlinearity = self.mode.removeprefix("RNN_").lower()
-        return reference.rnn_cell(x, h, *weights, nonlinearity).to(h_type), None
+        h, c = reference.cell(self.mode, *map(_widened, tensors))
+        return h.to(h_type), None if c is None else c.to(h_type)
 
     def input_row_dims(self, tensors):
         return [0, 0, 0] + [None] * 4
 
 
-_MODES = ("LSTM", "GRU", "RNN_TANH", "RNN_RELU")
 # Places among the inputs, and among what is kept.
 Unread = tuple[tuple[int, ...], tuple[int, ...]]
 
@@ -203,15 +200,17 @@ def _unread_of_layer(mode: str, needs: tuple[bool, ...]) -> Unread:
     directions = (len(needs) - Layer.num_states) // 5
     reads = (needs_weights or needs_embedding, needs_weights, False, False, True, True, True)
     reads += (needs_x or needs_embedding, True, False, False, True) * directions
-    # Of an LSTM, the cell itself reads c.
-    return _places_without(reads), () if needs_weights or mode != "LSTM" else (0,)
+    # A cell with a c reads that and not h.
+    return _places_without(reads), (0,) if CELL_TRAITS[mode].has_c and not needs_weights else ()
 
 
 @lru_cache(maxsize=1024)
 def _unread_of_cell(mode: str, needs: tuple[bool, ...]) -> Unread:
     needs_x, needs_h, _, *rest = needs
     needs_weights = any(rest)
-    reads_h, reads_c = needs_weights or mode == "GRU", mode == "LSTM"
+    traits = CELL_TRAITS[mode]
+    reads_c = traits.has_c and traits.bwd_reads_prev_state
+    reads_h = needs_weights or (traits.bwd_reads_prev_state and not traits.has_c)
     return _places_without((needs_weights, reads_h, reads_c, needs_x, needs_h, False, False)), ()
 
 
@@ -220,8 +219,8 @@ def _places_without(flags: Sequence[bool]) -> tuple[int, ...]:
 
 
 # Made once, for the same reason.
-LAYERS = {(mode, c): Layer(mode, c) for mode in _MODES for c in (False, True)}
-CELLS = {mode: Cell(mode) for mode in _MODES}
+LAYERS = {(mode, c): Layer(mode, c) for mode in CELL_TRAITS for c in (False, True)}
+CELLS = {mode: Cell(mode) for mode in CELL_TRAITS}
 
 
 def _widened(t: Tensor | None) -> Tensor | None:

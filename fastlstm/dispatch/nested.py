@@ -8,7 +8,8 @@ from torch import Tensor, nn
 
 from fastlstm.dispatch import stack
 from fastlstm.dispatch.embedding import called, opened
-from fastlstm.dispatch.stack import StackResult, Weights
+from fastlstm.dispatch.stack import StackResult
+from fastlstm.reference import CallOptions, Weights
 
 
 def is_nested(input: object) -> bool:
@@ -28,19 +29,22 @@ def refuse_strided(name: str, t: Tensor) -> None:
         )
 
 
-def run_stack(mode: str, input: Tensor, hx, weights: Weights, *options) -> StackResult:
+def run_stack(mode: str, input: Tensor, hx, weights: Weights, options: CallOptions) -> StackResult:
     """:func:`fastlstm.dispatch.stack.run_stack`, of nested input too."""
     if not is_nested(input):
-        return stack.run_stack(mode, input, hx, weights, *options)
-    *others, embedding, lengths, reset, batch_sizes, return_states = options
-    if batch_sizes is not None:
+        return stack.run_stack(mode, input, hx, weights, options)
+    if options.batch_sizes is not None:
         raise ValueError("batch_sizes go with packed input, not with a nested tensor")
 
-    def run(x: Tensor, *changed) -> StackResult:
-        return stack.run_stack(mode, x, hx, weights, *others, *changed, None, return_states)
+    def run(x: Tensor, embedding, lengths: Tensor, reset: Tensor | None) -> StackResult:
+        changed = options._replace(embedding=embedding, lengths=lengths, reset=reset)
+        return stack.run_stack(mode, x, hx, weights, changed)
 
-    batch_first = others[0]
-    return StackResult(*run_padded(run, input, embedding, lengths, reset, batch_first))
+    return StackResult(
+        *run_padded(
+            run, input, options.embedding, options.lengths, options.reset, options.batch_first
+        )
+    )
 
 
 def run_padded(

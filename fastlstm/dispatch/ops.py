@@ -27,6 +27,7 @@ from fastlstm.dispatch.kernels import (
     spread,
 )
 from fastlstm.dispatch.precision import kernel_types
+from fastlstm.dispatch.traits import CELL_TRAITS
 
 _LAYER_INPUTS = (
     "str mode, Tensor x, Tensor? embedding, Tensor? h0, Tensor? c0, Tensor[] weights,"
@@ -52,10 +53,6 @@ _SCHEMAS = {
 }
 for _name, _schema in _SCHEMAS.items():
     torch.library.define(f"fastlstm::{_name}", _schema, tags=(torch.Tag.pt2_compliant_tag,))
-
-# Gates, and numbers that backward reads again beside c: both in units of H.
-_GATES = {"LSTM": 4, "GRU": 3, "RNN_TANH": 1, "RNN_RELU": 1}
-_RESERVE = {"LSTM": 4, "GRU": 4, "RNN_TANH": 0, "RNN_RELU": 0}
 
 
 def are_needed(tensors: Tensors) -> bool:
@@ -149,7 +146,7 @@ def _layer(mode, x, embedding, h0, c0, weights, has_weight, batch_sizes, lengths
     h, c, reserve, h_n, c_n = _C.layer_fwd(
         mode, x, embedding, h0, c0, weights, batch_sizes, lengths, reset, keep
     )
-    if mode != "LSTM":
+    if not CELL_TRAITS[mode].has_c:
         c, c_n = h.new_empty(0), h.new_empty(0)
     _zero_unused(h, c, reserve, h_n.size(1), len(has_weight) // 5, lengths)
     return h, c, reserve, h_n, c_n
@@ -170,12 +167,12 @@ def _zero_unused(h, c, reserve, batch, directions, lengths) -> None:
 @register_fake("fastlstm::layer")
 def _layer_fake(mode, x, embedding, h0, c0, weights, has_weight, batch_sizes, lengths, reset, keep):
     w_ih, w_hh = weights[:2]
-    directions, H, P = len(has_weight) // 5, w_ih.size(0) // _GATES[mode], w_hh.size(1)
+    directions, H, P = len(has_weight) // 5, w_ih.size(0) // CELL_TRAITS[mode].gates, w_hh.size(1)
     if batch_sizes is None:
         N, rows = x.size(1), x.size(0) * x.size(1)
     else:
         N, rows = _packed_batch(batch_sizes, h0), x.size(0)
-    has_c = mode == "LSTM"
+    has_c = CELL_TRAITS[mode].has_c
     h_type, c_type = kernel_types(w_ih)
     h = w_ih.new_empty(directions * N + rows + 1, directions * P, dtype=h_type)
     c = h.new_empty(0, dtype=c_type if has_c else h_type)
@@ -183,7 +180,7 @@ def _layer_fake(mode, x, embedding, h0, c0, weights, has_weight, batch_sizes, le
         c = c.new_empty(h.size(0), directions * H)
     reserve = h.new_empty(0)
     if keep == KEEP_ALL:
-        reserve = h.new_empty(directions, rows, (_RESERVE[mode] + has_weight[4]) * H)
+        reserve = h.new_empty(directions, rows, (CELL_TRAITS[mode].reserve + has_weight[4]) * H)
     h_n = h.new_empty(directions, N, P)
     c_n = h.new_empty(directions, N, H) if has_c else h.new_empty(0)
     return h, c, reserve, h_n, c_n
@@ -226,7 +223,7 @@ def _layer_backward_fake(
     witnesses,
 ):  # fmt: skip
     w_ih, w_hh = weights[:2]
-    directions, H, P = len(has_weight) // 5, w_ih.size(0) // _GATES[mode], w_hh.size(1)
+    directions, H, P = len(has_weight) // 5, w_ih.size(0) // CELL_TRAITS[mode].gates, w_hh.size(1)
     # As forward made h and c: directions * N + rows + 1 rows.
     rows = x.size(0) if batch_sizes is not None else x.size(0) * x.size(1)
     states = c if h is None else h
@@ -239,7 +236,7 @@ def _layer_backward_fake(
         empty(needs_x, *x.shape),
         empty(needs_embedding, *(() if embedding is None else embedding.shape)),
         empty(needs_state, directions, N, P),
-        empty(needs_state and mode == "LSTM", directions, N, H),
+        empty(needs_state and CELL_TRAITS[mode].has_c, directions, N, H),
         [w.new_empty(w.shape) for w in weights] if needs_weights else [],
     )
 
@@ -253,9 +250,8 @@ def _cell(mode, x, h, c, w_ih, w_hh, b_ih, b_hh, keep):
 @register_fake("fastlstm::cell")
 def _cell_fake(mode, x, h, c, w_ih, w_hh, b_ih, b_hh, keep):
     N, H = h.shape
-    c_out = h.new_empty(N, H) if mode == "LSTM" else h.new_empty(0)
-    size = _RESERVE[mode] * H
-    reserve = h.new_empty(N, size) if keep else h.new_empty(0)
+    c_out = h.new_empty(N, H) if CELL_TRAITS[mode].has_c else h.new_empty(0)
+    reserve = h.new_empty(N, CELL_TRAITS[mode].reserve * H) if keep else h.new_empty(0)
     return h.new_empty(N, H), c_out, reserve
 
 
@@ -266,7 +262,7 @@ def _cell_backward(
 ):  # fmt: skip
     _check_unchanged(witnesses)
     grads = _C.cell_bwd(
-        mode, x, h, c, w_ih, w_hh, b_ih, b_hh, h_out, c_out if mode == "LSTM" else None,
+        mode, x, h, c, w_ih, w_hh, b_ih, b_hh, h_out, c_out if CELL_TRAITS[mode].has_c else None,
         reserve, grad_h, grad_c, needs_x, needs_h, needs_c, needs_weights,
     )  # fmt: skip
     return tuple(_or_empty(grad, h) for grad in grads)
@@ -297,7 +293,7 @@ def _copy_fake(t):
 
 def _setup_layer(ctx, inputs, output):
     mode, x, embedding, h0, c0, weights, ctx.has_weight, batch_sizes, lengths, reset, _ = inputs
-    ctx.call = LAYERS[mode, mode == "LSTM"]
+    ctx.call = LAYERS[mode, True]
     tensors = (x, embedding, h0, c0, batch_sizes, lengths, reset, *spread(weights, ctx.has_weight))
     ctx.save_for_backward(*tensors, *output[:3])
     ctx.set_materialize_grads(False)
@@ -310,7 +306,7 @@ def _layer_vjp(ctx, grad_h, grad_c, _, grad_h_n, grad_c_n):
     rows, directions = tensors[0].shape[: 2 if tensors[4] is None else 1], len(ctx.has_weight) // 5
     if grad_h is not None:
         grad_h = every_step(grad_h, rows, directions)
-    if ctx.call.mode != "LSTM":
+    if not ctx.call.has_c:
         grad_c = grad_c_n = None
     elif grad_c is not None:
         grad_c = every_step(grad_c, rows, directions)
@@ -328,7 +324,7 @@ def _setup_cell(ctx, inputs, output):
 
 def _cell_vjp(ctx, grad_h, grad_c, _):
     tensors, kept = ctx.saved_tensors[:-3], ctx.saved_tensors[-3:]
-    grads, needs = (grad_h, grad_c if ctx.call.mode == "LSTM" else None), ctx.needs_input_grad[1:-1]
+    grads, needs = (grad_h, grad_c if ctx.call.has_c else None), ctx.needs_input_grad[1:-1]
     return None, *_gradients(ctx.call, tensors, kept, grads, needs), None
 
 

@@ -53,7 +53,7 @@ def layer(
     Raises:
         RuntimeError: the batch is not the one that the weights are expanded for.
     """
-    call = LAYERS[mode, return_c and mode == "LSTM"]
+    call = LAYERS[mode, return_c]
     flat_owners = [w if type(w) is ExpandedWeight else None for entry in owners for w in entry]
     _check_batch(flat_owners, x, batch_sizes)
     flat = [t for direction in weights for t in direction]

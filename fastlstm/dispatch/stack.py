@@ -24,9 +24,8 @@ from fastlstm.dispatch.plain import (
     wrong_tokens,
 )
 from fastlstm.dispatch.precision import Precision, precision_of
-from fastlstm.reference import LSTMStates, RNNStates
-
-Weights = Sequence[Sequence[Tensor | None]]
+from fastlstm.dispatch.traits import CELL_TRAITS
+from fastlstm.reference import CallOptions, LSTMStates, RNNStates, Weights
 
 _PROXY = torch._C._TorchDispatchModeKey.PROXY
 _dispatch_mode, _is_compiling = torch._C._get_dispatch_mode, torch.compiler.is_compiling
@@ -39,7 +38,7 @@ class StackResult(NamedTuple):
 
     Attributes:
         output: ``[T, N, D * P]``, the last layer's h.
-        hidden: h_n, or of an LSTM ``(h_n, c_n)``.
+        hidden: h_n, or of a cell with a c ``(h_n, c_n)``.
         states: those of every step, if asked for.
     """
 
@@ -80,19 +79,14 @@ def run_stack(
     input: Tensor,
     hx: Tensor | Sequence[Tensor] | None,
     weights: Weights,
-    batch_first: bool,
-    bidirectional: bool,
-    dropout: float,
-    training: bool,
-    embedding: Tensor | nn.Embedding | None,
-    lengths: Tensor | Sequence[int] | None,
-    reset: Tensor | None,
-    batch_sizes: Tensor | None,
-    return_states: bool,
+    options: CallOptions,
 ) -> StackResult:
     """Run the layers of ``mode`` one after the other; arguments as in :mod:`fastlstm.functional`."""
     weights = [_five_weights(mode, entry) for entry in weights]
-    directions = 2 if bidirectional else 1
+    has_c = CELL_TRAITS[mode].has_c
+    embedding, lengths, reset = options.embedding, options.lengths, options.reset
+    batch_sizes, return_states = options.batch_sizes, options.return_states
+    directions = 2 if options.bidirectional else 1
     layers = len(weights) // directions
     if not weights or layers * directions != len(weights):
         raise ValueError(
@@ -106,7 +100,7 @@ def run_stack(
     precision = precision_of(w_ih)
     table, module = (None, None) if embedding is None else opened(embedding)
     is_tokens = _check_input(input, embedding, table, w_ih, precision)
-    layout = _layout_of(input, is_tokens, batch_first, batch_sizes, w_ih.dtype)
+    layout = _layout_of(input, is_tokens, options.batch_first, batch_sizes, w_ih.dtype)
     x = layout.enter(input.long() if is_tokens else input)
     if lengths is not None or reset is not None:
         if batch_sizes is not None:
@@ -126,7 +120,7 @@ def run_stack(
         else:
             table = without_gradient_of_padding(table, module)
 
-    h0, c0 = _as_states(mode, hx, len(weights), layout, x.device)
+    h0, c0 = _as_states(has_c, hx, len(weights), layout, x.device)
     given_c0 = c0
     if precision.compute is not None:
         weights = [
@@ -139,7 +133,6 @@ def run_stack(
     elif c0 is not None and c0.dtype != precision.result:
         c0 = precision.enter_cell_state("c0", c0)
 
-    is_lstm = mode == "LSTM"
     h, c, h_n, c_n = [], [], [], []
     for layer in range(layers):
         first = layer * directions
@@ -156,28 +149,28 @@ def run_stack(
             batch_sizes=batch_sizes,
             lengths=lengths,
             reset=reset,
-            return_c=return_states and is_lstm,
+            return_c=return_states,
         )
         h.append(x)
         c.append(layer_c)
         h_n.append(last_h)
         c_n.append(last_c)
-        if training and dropout > 0 and layer < layers - 1:
-            x = F.dropout(x, dropout)
+        if options.training and options.dropout > 0 and layer < layers - 1:
+            x = F.dropout(x, options.dropout)
 
     def stacked(last: list[Tensor]) -> Tensor:
         t = precision.leave(last[0] if layers == 1 else torch.cat(last))
         return t if layout.is_batched else t.squeeze(1)
 
     hidden = stacked(h_n)
-    if is_lstm:
+    if has_c:
         last_c = c_n[0] if layers == 1 else torch.cat(c_n)
         last_c = precision.leave_cell_state(last_c, given_c0)
         hidden = (hidden, last_c if layout.is_batched else last_c.squeeze(1))
     if not return_states:
         return StackResult(layout.leave_for_good(precision.leave(x)), hidden, None)
     every_h = tuple(_apart(layout.leave(precision.leave(t))) for t in h)
-    if is_lstm:
+    if has_c:
         states = LSTMStates(every_h, tuple(_apart(layout.leave(precision.leave(t))) for t in c))
     else:
         states = RNNStates(every_h)
@@ -335,7 +328,7 @@ def _without_padding(tokens: Tensor, lengths: Tensor, filler: int) -> Tensor:
 
 
 def _as_states(
-    mode: str,
+    has_c: bool,
     hx: Tensor | Sequence[Tensor] | None,
     count: int,
     layout: _Layout,
@@ -344,7 +337,7 @@ def _as_states(
     """Return h0 and c0 as the layers take them."""
     if hx is None:
         return None, None
-    if mode != "LSTM":
+    if not has_c:
         return _as_state("h0", hx, count, layout, device), None
     check_pair("lstm", "(h0, c0)", hx)
     return (
