@@ -22,10 +22,11 @@ from fastlstm.dispatch.plain import (
     other_device,
 )
 from fastlstm.dispatch.tracing import is_fx_symbolic_tracing, record
+from fastlstm.dispatch.traits import CELL_TRAITS
+from fastlstm.reference import RNN_MODES
 
 __all__ = ["GRUCell", "LSTMCell", "RNNCell"]
 
-_RNN_MODES = {"tanh": "RNN_TANH", "relu": "RNN_RELU"}
 _KERNEL_TYPES = (torch.float32, torch.float64)
 _is_grad_enabled = torch.is_grad_enabled
 _is_autocast_enabled = torch._C._is_any_autocast_enabled
@@ -50,6 +51,16 @@ class _Cell(nn.RNNCellBase):
     """What the three cells share. Parameters are read by name at every call."""
 
     _name: str  # as torch.nn's errors have it
+    _function: str  # that of functional.py
+    _mode: str  # that of the kernels
+
+    def __init__(
+        self, input_size: int, hidden_size: int, bias: bool = True, device=None, dtype=None
+    ) -> None:
+        gates = CELL_TRAITS[self._mode].gates
+        super().__init__(
+            input_size, hidden_size, bias, num_chunks=gates, device=device, dtype=dtype
+        )
 
     def _weights(self) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
         p = self._parameters
@@ -64,9 +75,10 @@ class _Cell(nn.RNNCellBase):
             return None  # the call will be recorded as it came
         return input.new_zeros(*input.shape[:-1], self.hidden_size)
 
-    def _one_state(self, mode: str, input: Tensor, hx: Tensor) -> Tensor | None:
-        """Take a step if it is an everyday one and the arguments are right, else return None."""
-        if _is_everyday(input):
+    def _one_state(self, mode: str | None, input: Tensor, hx: Tensor | None) -> Tensor:
+        """Do what ``forward`` does, of a cell without a c. A ``mode`` of None is refused."""
+        given, hx = hx, self._zeros(input) if hx is None else hx
+        if mode is not None and _is_everyday(input):
             try:
                 weights = self._weights()
                 if not _is_grad_enabled():
@@ -75,24 +87,29 @@ class _Cell(nn.RNNCellBase):
                     return autograd.cell(mode, input, hx, None, *weights)[0]
             except REFUSED:
                 pass
-        return None
+        return self._not_everyday(input, given, hx)
 
-    def _recorded(self, input: Tensor, hx: Tensor | tuple[Tensor, Tensor] | None) -> Proxy | None:
-        return (
-            record(self, self._as_function, (input, hx), {}) if is_fx_symbolic_tracing() else None
-        )
+    def _not_everyday(self, input: Tensor, given: object, hx: object):
+        """Do what ``forward`` does; ``hx`` is what was ``given``, or zeros."""
+        if is_fx_symbolic_tracing():
+            recorded = record(self, self._as_function, (input, given), {})
+            if recorded is not None:
+                return recorded
+        self._check(input, hx)
+        return self._as_function(input, hx)
 
-    def _as_function(self, input: Proxy, hx: Proxy | tuple[Proxy, Proxy] | None = None) -> Proxy:
-        """Do what ``forward`` does with operations that are recorded."""
+    def _as_function(self, input: Tensor | Proxy, hx=None, **options):
+        """Do what ``forward`` does with the function, which symbolic tracing records."""
         if hx is None:
             zeros = input.new_zeros(input.shape[:-1] + (self.hidden_size,))
-            hx = (zeros, zeros) if self._name == "LSTMCell" else zeros
-        options = {"nonlinearity": self.nonlinearity} if self._name == "RNNCell" else {}
-        name = self._name.removesuffix("Cell").lower()
-        return getattr(functional, f"{name}_cell")(input, hx, *self._weights(), **options)
+            hx = (zeros, zeros) if CELL_TRAITS[self._mode].has_c else zeros
+        return getattr(functional, self._function)(input, hx, *self._weights(), **options)
 
-    def _check(self, input: Tensor, hx: object, states: dict[str, Tensor]) -> None:
-        """Raise what torch.nn raises for the same call. ``states``: hx by torch's names."""
+    def _check(self, input: Tensor, hx: object) -> None:
+        """Raise what torch.nn raises for the same call."""
+        has_c = CELL_TRAITS[self._mode].has_c
+        # By torch's names.
+        states = {f"hx[{i}]": state for i, state in enumerate(hx)} if has_c else {"hidden": hx}
         check_is_number(input, "a floating-point tensor")
         if input.dim() not in (1, 2):
             raise ValueError(
@@ -104,10 +121,10 @@ class _Cell(nn.RNNCellBase):
                     f"{self._name}: Expected {label} to be 1D or 2D, got {state.dim()}D instead"
                 )
         is_batched = input.dim() == 2
-        if self._name == "LSTMCell":
+        if has_c:
             if not is_batched and len(states) < 2:
                 raise IndexError(f"hx must be a pair (h, c), got {described(hx)}")
-            check_pair("lstm_cell", "(h, c)", hx)
+            check_pair(self._function, "(h, c)", hx)
         names = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
         named = zip(names, self._weights(), strict=True)
         weights = {n: w for n, w in named if w is not None or n.startswith("weight")}
@@ -154,12 +171,7 @@ class LSTMCell(_Cell):
         device, dtype: of the parameters.
     """
 
-    _name = "LSTMCell"
-
-    def __init__(
-        self, input_size: int, hidden_size: int, bias: bool = True, device=None, dtype=None
-    ) -> None:
-        super().__init__(input_size, hidden_size, bias, num_chunks=4, device=device, dtype=dtype)
+    _name, _function, _mode = "LSTMCell", "lstm_cell", "LSTM"
 
     def forward(
         self, input: Tensor, hx: tuple[Tensor, Tensor] | None = None
@@ -193,11 +205,7 @@ class LSTMCell(_Cell):
                     return autograd.cell("LSTM", input, h, c, *weights)
             except REFUSED:
                 pass
-        recorded = self._recorded(input, given)
-        if recorded is not None:
-            return recorded
-        self._check(input, hx, {f"hx[{i}]": state for i, state in enumerate(hx)})
-        return functional.lstm_cell(input, hx, *self._weights())
+        return self._not_everyday(input, given, hx)
 
 
 class GRUCell(_Cell):
@@ -213,12 +221,7 @@ class GRUCell(_Cell):
         device, dtype: of the parameters.
     """
 
-    _name = "GRUCell"
-
-    def __init__(
-        self, input_size: int, hidden_size: int, bias: bool = True, device=None, dtype=None
-    ) -> None:
-        super().__init__(input_size, hidden_size, bias, num_chunks=3, device=device, dtype=dtype)
+    _name, _function, _mode = "GRUCell", "gru_cell", "GRU"
 
     def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:
         """Take one step.
@@ -234,14 +237,7 @@ class GRUCell(_Cell):
             ValueError, RuntimeError, TypeError: as ``torch.nn.GRUCell`` does for the same call;
                 TypeError also for boolean or complex input.
         """
-        given, hx = hx, self._zeros(input) if hx is None else hx
-        h = self._one_state("GRU", input, hx)
-        if h is None:
-            h = self._recorded(input, given)
-        if h is not None:
-            return h
-        self._check(input, hx, {"hidden": hx})
-        return functional.gru_cell(input, hx, *self._weights())
+        return self._one_state("GRU", input, hx)
 
 
 class RNNCell(_Cell):
@@ -259,7 +255,8 @@ class RNNCell(_Cell):
         device, dtype: of the parameters.
     """
 
-    _name = "RNNCell"
+    _name, _function = "RNNCell", "rnn_cell"
+    _mode = "RNN_TANH"  # or RNN_RELU, which differs in nothing that is asked here
     __constants__ = [*nn.RNNCellBase.__constants__, "nonlinearity"]
 
     def __init__(
@@ -271,7 +268,7 @@ class RNNCell(_Cell):
         device=None,
         dtype=None,
     ) -> None:
-        super().__init__(input_size, hidden_size, bias, num_chunks=1, device=device, dtype=dtype)
+        super().__init__(input_size, hidden_size, bias, device, dtype)
         self.nonlinearity = nonlinearity
 
     def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:
@@ -288,14 +285,12 @@ class RNNCell(_Cell):
             ValueError, RuntimeError, TypeError: as ``torch.nn.RNNCell`` does for the same call;
                 TypeError also for boolean or complex input.
         """
-        given, hx = hx, self._zeros(input) if hx is None else hx
-        mode = _RNN_MODES.get(self.nonlinearity)
-        h = None if mode is None else self._one_state(mode, input, hx)
-        if h is None:
-            h = self._recorded(input, given)
-        if h is not None:
-            return h
-        self._check(input, hx, {"hidden": hx})
-        if mode is None:
+        return self._one_state(RNN_MODES.get(self.nonlinearity), input, hx)
+
+    def _as_function(self, input: Tensor | Proxy, hx=None, **options):
+        return super()._as_function(input, hx, nonlinearity=self.nonlinearity, **options)
+
+    def _check(self, input: Tensor, hx: object) -> None:
+        super()._check(input, hx)
+        if self.nonlinearity not in RNN_MODES:
             raise RuntimeError(f"Unknown nonlinearity: {self.nonlinearity}")
-        return functional.rnn_cell(input, hx, *self._weights(), self.nonlinearity)
