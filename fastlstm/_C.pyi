@@ -1,7 +1,19 @@
 from collections.abc import Sequence
-from typing import TypedDict
+from typing import Protocol, TypedDict
 
 from torch import Tensor, dtype
+
+class CellTraits(Protocol):
+    mode: str
+    gates: int
+    reserve: int
+    dgates: int
+    separate: int
+    has_c: bool
+    has_carry: bool
+    fwd_reads_state: bool
+    bwd_reads_state: bool
+    bwd_reads_prev_state: bool
 
 class Share(TypedDict):
     direction: int
@@ -13,6 +25,7 @@ class Share(TypedDict):
     group: int
     group_size: int
 
+def cells() -> Sequence[CellTraits]: ...
 def layer_fwd(
     mode: str,
     x: Tensor,

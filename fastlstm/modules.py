@@ -8,7 +8,7 @@ from torch.nn.utils.rnn import PackedSequence
 
 from fastlstm.base import RecurrentBase
 from fastlstm.dispatch.plain import check_pair, described
-from fastlstm.reference import LSTMStates, RNNStates
+from fastlstm.reference import RNN_MODES, LSTMStates, RNNStates
 
 __all__ = ["GRU", "LSTM", "RNN"]
 
@@ -201,7 +201,34 @@ class LSTM(RecurrentBase):
         return hx[0].unsqueeze(1), hx[1].unsqueeze(1)
 
 
-class GRU(RecurrentBase):
+class _OneState(RecurrentBase):
+    """What GRU and RNN share: h is all there is from step to step."""
+
+    def forward(
+        self,
+        input: Tensor | PackedSequence,
+        hx: Tensor | None = None,
+        *,
+        lengths: Tensor | Sequence[int] | None = None,
+        reset: Tensor | None = None,
+        embedding: Tensor | nn.Embedding | None = None,
+        return_states: bool = False,
+    ) -> tuple[Tensor | PackedSequence, Tensor] | tuple[Tensor | PackedSequence, Tensor, RNNStates]:
+        """Run the layers; arguments and errors as in :meth:`LSTM.forward`, with one state.
+
+        Args:
+            hx: h0, ``[num_layers * D, N, H]``, or ``[num_layers * D, H]`` without a batch. Default:
+                zeros.
+
+        Returns:
+            ``(output, h_n)``, or ``(output, h_n, states)`` with :class:`RNNStates`. ``output`` is
+            ``[T, N, D * H]`` in the layout of the input, a PackedSequence or nested tensor if the
+            input is one; h_n is shaped as hx.
+        """
+        return self._run(input, hx, lengths, reset, embedding, return_states)
+
+
+class GRU(_OneState):
     """A multi-layer GRU in place of :class:`torch.nn.GRU`, on fused kernels.
 
     Same constructor, same parameters (``weight_ih_l0`` ...) with the same initial values from the
@@ -248,31 +275,8 @@ class GRU(RecurrentBase):
             device=device, dtype=dtype, **unknown,
         )  # fmt: skip
 
-    def forward(
-        self,
-        input: Tensor | PackedSequence,
-        hx: Tensor | None = None,
-        *,
-        lengths: Tensor | Sequence[int] | None = None,
-        reset: Tensor | None = None,
-        embedding: Tensor | nn.Embedding | None = None,
-        return_states: bool = False,
-    ) -> tuple[Tensor | PackedSequence, Tensor] | tuple[Tensor | PackedSequence, Tensor, RNNStates]:
-        """Run the layers; arguments and errors as in :meth:`LSTM.forward`, with one state.
 
-        Args:
-            hx: h0, ``[num_layers * D, N, H]``, or ``[num_layers * D, H]`` without a batch. Default:
-                zeros.
-
-        Returns:
-            ``(output, h_n)``, or ``(output, h_n, states)`` with :class:`RNNStates`. ``output`` is
-            ``[T, N, D * H]`` in the layout of the input, a PackedSequence or nested tensor if the
-            input is one; h_n is shaped as hx.
-        """
-        return self._run(input, hx, lengths, reset, embedding, return_states)
-
-
-class RNN(RecurrentBase):
+class RNN(_OneState):
     """A multi-layer Elman network in place of :class:`torch.nn.RNN`, on fused kernels.
 
     Same constructor, same parameters (``weight_ih_l0`` ...) with the same initial values from the
@@ -310,23 +314,10 @@ class RNN(RecurrentBase):
                 f"Unknown nonlinearity '{nonlinearity}'. Select from 'tanh' or 'relu'."
             )
         super().__init__(
-            f"RNN_{nonlinearity.upper()}", input_size, hidden_size, num_layers, bias, batch_first,
+            RNN_MODES[nonlinearity], input_size, hidden_size, num_layers, bias, batch_first,
             dropout, bidirectional, device=device, dtype=dtype, **unknown,
         )  # fmt: skip
         self.nonlinearity = nonlinearity
-
-    def forward(
-        self,
-        input: Tensor | PackedSequence,
-        hx: Tensor | None = None,
-        *,
-        lengths: Tensor | Sequence[int] | None = None,
-        reset: Tensor | None = None,
-        embedding: Tensor | nn.Embedding | None = None,
-        return_states: bool = False,
-    ) -> tuple[Tensor | PackedSequence, Tensor] | tuple[Tensor | PackedSequence, Tensor, RNNStates]:
-        """Run the layers; arguments, results and errors as those of :meth:`GRU.forward`."""
-        return self._run(input, hx, lengths, reset, embedding, return_states)
 
     def _wrong_dim(self, dim: int) -> str:
         return f"RNN: Expected input to be 2D or 3D, got {dim}D tensor instead"
