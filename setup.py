@@ -4,7 +4,8 @@ Which of the CPU kernels runs is decided at run time. No GPU is needed: what is 
 depend on the one that is present, unless TORCH_CUDA_ARCH_LIST says so.
 
 Environment: MAX_JOBS (parallel compilations), DEBUG=1 (-O0 -g), CXX, FASTLSTM_NO_OPENMP=1 (serial
-CPU kernels), FASTLSTM_SANITIZE=address or thread (instrumented, for tests/kernels/sanitizers.py),
+CPU kernels), FASTLSTM_TEST_CELLS=1 (a cell more, for the tests),
+FASTLSTM_SANITIZE=address or thread (instrumented, for tests/kernels/sanitizers.py),
 CUDA_HOME, TORCH_CUDA_ARCH_LIST ("8.0 9.0a"; default: see DEFAULT_ARCHS), FORCE_CUDA=1 (an error
 where the CUDA kernels cannot be built), FASTLSTM_SKIP_CUDA_BUILD=1 (CPU kernels only).
 """
@@ -23,6 +24,7 @@ from setuptools import Extension, setup
 ROOT = Path(__file__).parent
 DEBUG = os.environ.get("DEBUG") == "1"
 SANITIZE = os.environ.get("FASTLSTM_SANITIZE", "")
+TEST_CELLS = ["-DFASTLSTM_TEST_CELLS"] * (os.environ.get("FASTLSTM_TEST_CELLS") == "1")
 # ThreadSanitizer does not know libgomp, and would report every team's start and end as a race.
 OPENMP = os.environ.get("FASTLSTM_NO_OPENMP") != "1" and SANITIZE != "thread"
 
@@ -201,7 +203,12 @@ def cxx_flags() -> tuple[list[str], list[str]]:
             sys.exit(f"FASTLSTM_SANITIZE must be address or thread, got {SANITIZE}")
         compile_args = ["-O1", "-g1", "-fno-omit-frame-pointer", *SANITIZERS[SANITIZE]]
         link_args.append(SANITIZERS[SANITIZE][0])
-    compile_args += ["-fno-math-errno", "-fno-trapping-math", "-fvisibility=hidden", "-Wall"]
+    compile_args += TEST_CELLS + [
+        "-fno-math-errno",
+        "-fno-trapping-math",
+        "-fvisibility=hidden",
+        "-Wall",
+    ]
     if OPENMP and sys.platform.startswith("linux"):
         # Without it at::parallel_for would silently run serial as well. torch brings the OpenMP
         # runtime itself.
@@ -214,7 +221,7 @@ def nvcc_flags() -> list[str]:
     # DEBUG=1 is for the host's half: -G changes the kernels so much that their faults go away.
     # -lineinfo costs no time and lets profilers and compute-sanitizer name the line.
     flags = ["-O0", "-g"] if DEBUG else ["-O3"]
-    flags += ["-lineinfo", "-std=c++17", "-Xcompiler=-fvisibility=hidden"]
+    flags += TEST_CELLS + ["-lineinfo", "-std=c++17", "-Xcompiler=-fvisibility=hidden"]
     if cxx := os.environ.get("CXX"):
         flags.append(f"-ccbin={cxx}")
     return flags

@@ -179,6 +179,13 @@ def _gru_step(igates, hgates, h, c):
     return (1 - z) * n + z * h, None
 
 
+def _mgu_step(igates, hgates, h, c):
+    i_f, i_n = igates.chunk(2, dim=-1)
+    h_f, h_n = hgates.chunk(2, dim=-1)
+    f = torch.sigmoid(i_f + h_f)
+    return (1 - f) * h + f * torch.tanh(i_n + f * h_n), None
+
+
 def _rnn_tanh_step(igates, hgates, h, c):
     return torch.tanh(igates + hgates), None
 
@@ -187,12 +194,13 @@ def _rnn_relu_step(igates, hgates, h, c):
     return torch.relu(igates + hgates), None
 
 
-# By mode.
+# By mode. MGU, of Zhou et al. (2016), is compiled for tests alone: csrc/cells/mgu.h.
 _CELLS = {
     "LSTM": _Cell(_lstm_step, gates=4, has_c=True),
     "GRU": _Cell(_gru_step, gates=3, has_c=False),
     "RNN_TANH": _Cell(_rnn_tanh_step, gates=1, has_c=False),
     "RNN_RELU": _Cell(_rnn_relu_step, gates=1, has_c=False),
+    "MGU": _Cell(_mgu_step, gates=2, has_c=False),
 }
 
 

@@ -33,17 +33,7 @@ class CellTraits(NamedTuple):
     bwd_reads_prev_state: bool
 
 
-def _of_extension() -> list[CellTraits]:
-    if not hasattr(_C, "cells"):
-        return [
-            CellTraits("LSTM", 4, 4, 4, 0, True, True, True, True, True),
-            CellTraits("GRU", 3, 4, 4, 1, False, True, True, False, True),
-            CellTraits("RNN_TANH", 1, 0, 1, 0, False, False, False, True, False),
-            CellTraits("RNN_RELU", 1, 0, 1, 0, False, False, False, True, False),
-        ]
-    return [
-        CellTraits(*(getattr(cell, name) for name in CellTraits._fields)) for cell in _C.cells()
-    ]
-
-
-CELL_TRAITS = {traits.mode: traits for traits in _of_extension()}
+CELL_TRAITS = {
+    cell.mode: CellTraits(*(getattr(cell, name) for name in CellTraits._fields))
+    for cell in _C.cells()
+}

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 
 import pytest
 import torch
-from cell_kinds import has_c
+from cell_kinds import TORCH_MODES, has_c
 from error_rule import assert_error_within, assert_same
 from helpers import GATES, MODES, Values, dtypes, solve, wide
 from test_layouts import layouts
@@ -13,6 +13,7 @@ from torch import Tensor
 
 import fastlstm
 from fastlstm import reference
+from fastlstm.dispatch import autograd
 
 
 @dataclass(frozen=True)
@@ -60,8 +61,17 @@ def _solver(functions: dict[str, Callable]) -> Callable[[Cell, Values], Values]:
     return solver
 
 
-def _of(module) -> dict[str, Callable]:
+def _of(module, cell: Callable) -> dict[str, Callable]:
+    """The functions of ``module``, and for cells without one ``cell``, which they call."""
+
+    def unnamed(mode: str) -> Callable:
+        def step(x: Tensor, h: Tensor, *weights: Tensor) -> Tensor:
+            return cell(mode, x, h, None, *weights, *[None] * (4 - len(weights)))[0]
+
+        return step
+
     return {
+        **{mode: unnamed(mode) for mode in MODES if mode not in TORCH_MODES},
         "LSTM": module.lstm_cell,
         "GRU": module.gru_cell,
         "RNN_TANH": module.rnn_cell,
@@ -69,10 +79,11 @@ def _of(module) -> dict[str, Callable]:
     }
 
 
-ours = _solver(_of(fastlstm.functional))
-plain = _solver(_of(reference))
+ours = _solver(_of(fastlstm.functional, autograd.cell))
+plain = _solver(_of(reference, reference.cell))
 theirs = _solver(
-    {
+    _of(reference, reference.cell)
+    | {
         "LSTM": torch.lstm_cell,
         "GRU": torch.gru_cell,
         "RNN_TANH": torch.rnn_tanh_cell,

@@ -11,7 +11,7 @@ import pytest
 import torch
 from cell_kinds import GATES, has_c
 from error_rule import assert_same
-from helpers import MODES, Case, Values, call, named
+from helpers import TORCH_MODES, Case, Values, call, named
 from odd_tensors import check, drawn_case
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
@@ -90,7 +90,7 @@ def of_cell(mode: str, values: Values) -> Values:
 def test_the_place_of_the_numbers_of_a_cell(seed: int) -> None:
     draw = random.Random(seed)
     for _ in range(CASES_A_TEST):
-        mode = draw.choice(MODES)
+        mode = draw.choice(TORCH_MODES)
         N, I, H = (draw.choice([1, 1, 2, 3]) for _ in range(3))  # noqa: E741
         N, gates = draw.choice([0, N, N, N]), GATES[mode]
         shapes = {"x": (N, I), "h": (N, H), "w_ih": (gates * H, I), "w_hh": (gates * H, H)}

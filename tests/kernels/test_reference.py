@@ -7,7 +7,7 @@ import pytest
 import torch
 from cell_kinds import GATES, has_c
 from error_rule import max_error
-from helpers import MODES, Case, Values, call, cases, named, plain, solve, theirs
+from helpers import TORCH_MODES, Case, Values, call, cases, named, plain, solve, theirs
 from oracle import HAS_LONG_DOUBLE, long_double_oracle
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_sequence
@@ -67,7 +67,7 @@ def state_of(rnn: nn.RNNBase, *batch: int):
     return (h0, state(rnn.hidden_size)) if has_c(rnn.mode) else h0
 
 
-@pytest.mark.parametrize("mode", [*MODES, "proj"])
+@pytest.mark.parametrize("mode", [*TORCH_MODES, "proj"])
 @pytest.mark.parametrize("bidirectional", [False, True], ids=["forward", "bidirectional"])
 @pytest.mark.parametrize("bias", [True, False], ids=["bias", "nobias"])
 @pytest.mark.parametrize("layout", ["time_first", "batch_first", "unbatched", "unbatched_first"])
@@ -101,7 +101,7 @@ def test_equals_torch_nn(mode: str, bidirectional: bool, bias: bool, layout: str
         assert_equal_to(rnn, expected, found, [x, *rnn.parameters(), *states])
 
 
-@pytest.mark.parametrize("mode", [*MODES, "proj"])
+@pytest.mark.parametrize("mode", [*TORCH_MODES, "proj"])
 @pytest.mark.parametrize("bidirectional", [False, True], ids=["forward", "bidirectional"])
 def test_packed_rows_equal_torch_nn(mode: str, bidirectional: bool) -> None:
     options = {"proj_size": 3} if mode == "proj" else {}
@@ -134,7 +134,7 @@ RAGGED = (
     Case(4, 2, 3, 5, bias=False, state=False),
     Case(5, 4, 3, 4, layers=2, bidirectional=True, lengths=(5, 3, 3, 1), packed=True),
     *RAGGED,
-    modes=MODES,
+    modes=TORCH_MODES,
 )
 def test_equals_the_equations_worked_by_hand(case: Case) -> None:
     """Against the forward and backward equations written out in long double."""
@@ -155,7 +155,7 @@ def test_projection_equals_the_equations_worked_by_hand(case: Case) -> None:
 @cases(
     Case(5, 4, 3, 4, bidirectional=True, lengths=(2, 5, 0, 1)),
     Case(5, 4, 3, 4, layers=2, batch_first=True, state=False, lengths=(2, 5, 0, 5)),
-    modes=MODES,
+    modes=TORCH_MODES,
 )
 def test_lengths_equal_torch_nn_on_packed_rows(case: Case) -> None:
     values, cotangents = case.problem(torch.float64), case.cotangents(torch.float64)
@@ -204,7 +204,7 @@ def row_by_row(case: Case, values: Values) -> Values:
     *(case for case in RAGGED if case.layers == 1),
     Case(4, 3, 2, 5, bidirectional=True, reset=1.0),
     Case(4, 3, 2, 5, bidirectional=True, reset=1.0, lengths=(4, 2, 0)),
-    modes=MODES,
+    modes=TORCH_MODES,
 )
 def test_every_sequence_might_as_well_be_alone(case: Case) -> None:
     """Lengths, and resets in both directions, put differently: one call for each sequence."""
@@ -213,7 +213,7 @@ def test_every_sequence_might_as_well_be_alone(case: Case) -> None:
         torch.testing.assert_close(plain(case, values), row_by_row(case, values), **EXACT)
 
 
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("mode", TORCH_MODES)
 def test_reset_past_the_end_of_a_row_has_no_effect(mode: str) -> None:
     case = Case(5, 3, 2, 4, mode=mode, bidirectional=True, lengths=(3, 0, 5))
     values = case.problem(torch.float64)
@@ -236,7 +236,7 @@ def test_lengths_may_be_given_in_many_ways(packed: bool) -> None:
         assert torch.equal(found["output"], expected["output"])
 
 
-@cases(Case(4, 3, 2, 5), modes=MODES)
+@cases(Case(4, 3, 2, 5), modes=TORCH_MODES)
 def test_one_layer(case: Case) -> None:
     """y and c hold every step at its own t, in both directions."""
     v = case.problem(torch.float64)
@@ -268,7 +268,7 @@ def test_one_layer(case: Case) -> None:
         assert c is None and c_n is None
 
 
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("mode", TORCH_MODES)
 def test_cells_equal_torch_nn(mode: str) -> None:
     """The functional cells, with and without bias, with and without a batch."""
     for bias, batch in product((True, False), ((), (3,))):
@@ -306,7 +306,7 @@ def test_unknown_nonlinearity() -> None:
 @cases(
     Case(4, 3, 2, 5, layers=2, batch_first=True),
     Case(4, 3, 2, 5, layers=2, batch_first=True, lengths=(4, 2, 0)),
-    modes=MODES,
+    modes=TORCH_MODES,
 )
 def test_states_of_every_layer(case: Case) -> None:
     """Taken before dropout: the masked output of layer 0 is what layer 1 saw."""
@@ -326,7 +326,7 @@ def test_states_of_every_layer(case: Case) -> None:
                 assert (every[case.padding] == 0).all()
 
 
-@cases(Case(4, 3, 6, 5), Case(4, 3, 6, 5, lengths=(2, 0, 4)), modes=MODES)
+@cases(Case(4, 3, 6, 5), Case(4, 3, 6, 5, lengths=(2, 0, 4)), modes=TORCH_MODES)
 def test_tokens(case: Case) -> None:
     v = case.problem(torch.float64)
     tokens = torch.randint(6, (4, 3))
@@ -348,7 +348,7 @@ def test_tokens(case: Case) -> None:
         )
 
 
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("mode", TORCH_MODES)
 @pytest.mark.parametrize("bidirectional", [False, True], ids=["forward", "bidirectional"])
 def test_nothing_to_do(mode: str, bidirectional: bool) -> None:
     case = Case(0, 3, 2, 5, layers=2, bidirectional=bidirectional, mode=mode)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from error_rule import assert_errors_within, assert_same
 from helpers import (
-    MODES,
+    TORCH_MODES,
     Case,
     Values,
     cases,
@@ -76,7 +76,7 @@ def model(kind: str = "LSTM", V: int = SMALL, **options) -> nn.Module:
     Case(6, 3, 4, 17),
     Case(6, 3, 4, 17, layers=2, bidirectional=True, batch_first=True),
     Case(6, 4, 4, 17, lengths=(6, 3, 3, 1), packed=True),
-    modes=MODES,
+    modes=TORCH_MODES,
 )
 def test_values_and_gradients_of_a_module(case: Case, V: int, options: dict) -> None:
     mine, base, true = [], [], []
@@ -95,7 +95,7 @@ def test_values_and_gradients_of_a_module(case: Case, V: int, options: dict) -> 
     Case(6, 4, 4, 17, bidirectional=True),
     Case(6, 4, 4, 17, batch_first=True, lengths=(2, 6, 0, 1)),
     Case(6, 4, 4, 17, lengths=(6, 3, 3, 1), packed=True),
-    modes=MODES,
+    modes=TORCH_MODES,
 )
 @pytest.mark.parametrize("padding_idx", [None, 0, 3])
 def test_same_bits_as_with_the_bare_weight(case: Case, V: int, padding_idx: int | None) -> None:

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from cell_kinds import has_c
-from helpers import GATES, Case, call, cases, named
+from helpers import TORCH_MODES, Case, call, cases, named
 from module_pairs import assert_same_module, build, kinds, pair, randn, state_for
 from torch import nn
 
@@ -48,7 +48,7 @@ def test_a_cell_of_one_unit(kind: str, H: int) -> None:
         assert_same_module(mine, theirs, randn(1), hx)
 
 
-@cases(Case(1, 1, 1, 1), Case(1, 1, 3, 1, layers=2, bidirectional=True), modes=GATES)
+@cases(Case(1, 1, 1, 1), Case(1, 1, 3, 1, layers=2, bidirectional=True), modes=TORCH_MODES)
 def test_states_of_every_step_tokens_lengths_and_resets(case: Case) -> None:
     """What torch.nn does not have: held to the plain loop."""
     values = case.problem(torch.float64)

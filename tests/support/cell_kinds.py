@@ -1,10 +1,14 @@
 """The cells that there are, and what the tests ask of them: gates, and whether they have a c."""
 
-GATES = {"LSTM": 4, "GRU": 3, "RNN_TANH": 1, "RNN_RELU": 1}
-WITH_C = {"LSTM"}
+from fastlstm.dispatch.traits import CELL_TRAITS
+
+GATES = {mode: traits.gates for mode, traits in CELL_TRAITS.items()}
 MODES = tuple(GATES)
+# What has a public function, and a counterpart in torch.nn. A build with FASTLSTM_TEST_CELLS=1 has
+# more in MODES.
+TORCH_MODES = ("LSTM", "GRU", "RNN_TANH", "RNN_RELU")
 
 
 def has_c(mode: str) -> bool:
     """Whether a cell carries a c beside its h: states are pairs then."""
-    return mode in WITH_C
+    return CELL_TRAITS[mode].has_c

@@ -7,6 +7,7 @@ precision. The error of fastlstm may be at most twice that of torch.nn, plus one
 from collections.abc import Callable, Iterable
 
 import torch
+from cell_kinds import TORCH_MODES
 from helpers import OUTPUTS, Case, Solver, Values, oracles, ours, plain, solve, stacked, theirs
 from torch import Tensor
 
@@ -81,7 +82,12 @@ def assert_parity(
         yardstick = baseline or (plain if "reset" in values else theirs)
         base.append(solve(yardstick, case, contiguous, cotangents))
         problems.append((contiguous, cotangents))
-    true, found, expected = oracles(case, problems), stacked(mine), stacked(base)
+    found, expected = stacked(mine), stacked(base)
+    if dtype == torch.float64 and case.mode not in TORCH_MODES:
+        # Nothing is closer to the truth than the loop itself, which differs by a few roundings.
+        torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-13)
+        return
+    true = oracles(case, problems)
     smooth = torch.ones(repeats, dtype=torch.bool)
     if case.mode == "RNN_RELU" and torch.finfo(dtype).bits == 16:
         smooth = have_same_signs(found["output"], expected["output"], true["output"])

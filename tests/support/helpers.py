@@ -1,18 +1,22 @@
 """What the tests share: problems, and who solves them: fastlstm, torch.nn, and an oracle."""
 
+import inspect
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
+from functools import partial
 from types import ModuleType
 
 import pytest
 import torch
-from cell_kinds import GATES, MODES, has_c
+from cell_kinds import GATES, MODES, TORCH_MODES, has_c
 from oracle import long_double_oracle
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
 import fastlstm
 from fastlstm import reference
+from fastlstm.dispatch.stack import run_stack
+from fastlstm.reference import CallOptions
 
 OUTPUTS = ("output", "h_n", "c_n")  # of an LSTM; the other modes have no c_n
 Values = dict[str, Tensor]
@@ -171,8 +175,10 @@ def plain(case: Case, values: Values) -> Values:
 
 def call(module: ModuleType, case: Case, values: Values, **options):
     """Call lstm, gru or rnn of ``module``, which is fastlstm.functional or fastlstm.reference."""
-    function = {"LSTM": "lstm", "GRU": "gru"}.get(case.mode, "rnn")
-    if function == "rnn":
+    function = {"LSTM": module.lstm, "GRU": module.gru}.get(case.mode, module.rnn)
+    if case.mode not in TORCH_MODES:
+        function = partial(_call_unnamed, module, case.mode)
+    elif function is module.rnn:
         options["nonlinearity"] = case.mode[4:].lower()
     for name in ("embedding", "lengths", "reset", "batch_sizes"):
         if name in values:
@@ -180,7 +186,7 @@ def call(module: ModuleType, case: Case, values: Values, **options):
     hx = values.get("h0")
     if has_c(case.mode) and hx is not None:
         hx = (hx, values["c0"])
-    return getattr(module, function)(
+    return function(
         values["x"],
         hx,
         case.weights(values),
@@ -188,6 +194,15 @@ def call(module: ModuleType, case: Case, values: Values, **options):
         bidirectional=case.bidirectional,
         **options,
     )
+
+
+def _call_unnamed(module: ModuleType, mode: str, input, hx, weights, **given):
+    """What the functions of ``module`` call, for a cell that has none of its own."""
+    options = inspect.signature(module.gru).parameters.values()
+    defaults = {p.name: p.default for p in options if p.kind is p.KEYWORD_ONLY}
+    run = reference._stack if module is reference else run_stack
+    results = run(mode, input, hx, weights, CallOptions(**(defaults | given)))
+    return tuple(r for r in results if r is not None)
 
 
 def named(case: Case, results: tuple) -> Values:
@@ -201,7 +216,12 @@ def named(case: Case, results: tuple) -> Values:
 
 
 def theirs(case: Case, values: Values) -> Values:
-    """What torch.nn calls; rows of different lengths packed, and each result back in its place."""
+    """What torch.nn calls; rows of different lengths packed, and each result back in its place.
+
+    The reference loop for a cell that torch.nn does not have.
+    """
+    if case.mode not in TORCH_MODES:
+        return plain(case, values)
     if "reset" in values:
         raise ValueError("torch.nn has no reset; the baseline is `plain`")
     if "lengths" in values:

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import torch
 from error_rule import assert_same
-from helpers import MODES, Case, Values
+from helpers import TORCH_MODES, Case, Values
 from torch import Tensor
 
 
@@ -40,7 +40,7 @@ def _wrong(dtype: torch.dtype) -> float | int | bool:
 
 
 def drawn_case(draw: random.Random) -> tuple[Case, Values]:
-    mode = draw.choice(MODES)
+    mode = draw.choice(TORCH_MODES)
     form = draw.choice(["plain", "plain", "packed", "lengths", "reset", "tokens", "embedding"])
     # Sizes of 0, 1, and a few: nothing else makes strides odd.
     T, N = draw.choice([1, 1, 2, 5]), draw.choice([1, 1, 2, 3])

@@ -5,6 +5,7 @@ import functools
 from pathlib import Path
 from types import ModuleType
 
+from cell_kinds import MODES, TORCH_MODES
 from torch.utils import cpp_extension
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -50,10 +51,13 @@ def load() -> ModuleType:
         fcntl.flock(turn, fcntl.LOCK_EX)
         (BUILD / "lock").unlink(missing_ok=True)
         sources += kernel_sources(BUILD)
+        flags = ["-std=c++20", "-O1", "-g0", "-DFASTLSTM_SIMT", "-fno-math-errno"]
+        if set(MODES) > set(TORCH_MODES):
+            flags.append("-DFASTLSTM_TEST_CELLS")
         return cpp_extension.load(
             name="fastlstm_simt",
             sources=[str(p) for p in sources],
-            extra_cflags=["-std=c++20", "-O1", "-g0", "-DFASTLSTM_SIMT", "-fno-math-errno"],
+            extra_cflags=flags,
             extra_include_paths=[str(p) for p in (SIMT, CSRC)],
             build_directory=str(BUILD),
         )
