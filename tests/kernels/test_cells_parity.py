@@ -7,13 +7,12 @@ import pytest
 import torch
 from cell_kinds import TORCH_MODES, has_c
 from error_rule import assert_error_within, assert_same
-from helpers import GATES, MODES, Values, dtypes, solve, wide
+from helpers import GATES, MODES, Case, Values, call, dtypes, solve, wide
 from test_layouts import layouts
 from torch import Tensor
 
 import fastlstm
 from fastlstm import reference
-from fastlstm.dispatch import autograd
 
 
 @dataclass(frozen=True)
@@ -79,7 +78,7 @@ def _of(module, cell: Callable) -> dict[str, Callable]:
     }
 
 
-ours = _solver(_of(fastlstm.functional, autograd.cell))
+ours = _solver(_of(fastlstm.functional, fastlstm.functional._cell))
 plain = _solver(_of(reference, reference.cell))
 theirs = _solver(
     _of(reference, reference.cell)
@@ -275,16 +274,10 @@ def test_steps_equal_the_layer(case: Cell) -> None:
         found = ours(case, step | {"x": x_t})
         outputs.append(found["h"])
         step |= {f"{n}0": v for n, v in found.items()}
-    module = fastlstm.functional
-    weights = [[values[n] for n in ("w_ih", "w_hh", "b_ih", "b_hh")]]
-    if has_c(case.mode):
-        hx = (values["h0"][None], values["c0"][None])
-        output, _ = module.lstm(x, hx, weights)
-    elif case.mode == "GRU":
-        output, _ = module.gru(x, values["h0"][None], weights)
-    else:
-        nonlinearity = case.mode[4:].lower()
-        output, _ = module.rnn(x, values["h0"][None], weights, nonlinearity=nonlinearity)
+    layer = Case(len(x), case.N, case.I, case.H, mode=case.mode)
+    weights = {f"{n}_0": values[n] for n in ("w_ih", "w_hh", "b_ih", "b_hh")}
+    states = {f"{n}0": values[f"{n}0"][None] for n in case.outputs}
+    output, *_ = call(fastlstm.functional, layer, {"x": x} | states | weights)
     torch.testing.assert_close(torch.stack(outputs), output, rtol=1e-13, atol=1e-14)
 
 
