@@ -74,6 +74,8 @@ class FwdSteps {
   static constexpr CellTraits kTraits = Cell<V>::kTraits;
 
  public:
+  using Params = SequenceFwd<S>;
+  using Direction = SequenceFwdDirection<S>;
   using Row = FwdRow;
   // Of a step.
   struct Outputs {
@@ -153,6 +155,8 @@ class BwdSteps {
   static constexpr int kReserve = kTraits.reserve, kDgates = kTraits.dgates;
 
  public:
+  using Params = SequenceBwd<S>;
+  using Direction = SequenceBwdDirection<S>;
   using Row = BwdRow;
   struct Gradients {
     V dh, carry;

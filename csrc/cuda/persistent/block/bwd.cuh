@@ -2,45 +2,42 @@
 // W_hh^T are 16 units, and a lane keeps dh and carry of its units in registers.
 #pragma once
 
-#include "../rows.cuh"
-#include "shape.cuh"
+#include "base.cuh"
 
 namespace fastlstm {
 namespace cuda {
 
 template <template <class> class Cell, class S, int kShapeIndex>
-class BlockBwd {
+struct BlockBwdTraits {
+  using Number = S;
+  using Steps = BwdSteps<Cell, S>;
+  static constexpr int kGates = Cell<Lane<float>>::kGates;
+  static constexpr BlockShape kShape = bwd_shape<S>(kGates, kShapeIndex);
+  static constexpr int kOctets = kShape.octets;  // of rows of W_hh^T
+
+  FASTLSTM_HOST_DEVICE static BlockLayout<S> layout(int64_t H) {
+    return {8 * kOctets, kOctets, kShape.register_blocks, H, kGates * H};
+  }
+};
+
+template <template <class> class Cell, class S, int kShapeIndex>
+class BlockBwd : public BlockBase<BlockBwdTraits<Cell, S, kShapeIndex>> {
+  using Base = BlockBase<BlockBwdTraits<Cell, S, kShapeIndex>>;
+  using Base::p_, Base::d_, Base::cells_, Base::layout_, Base::steps_, Base::queue_, Base::w_;
+  using typename Base::Steps;
   using V = Lane<float>;
   using C = Cell<V>;
   static constexpr CellTraits kTraits = C::kTraits;
   static constexpr int kGates = C::kGates, kDgates = kTraits.dgates, kReserve = kTraits.reserve;
 
  public:
-  static constexpr BlockShape kShape = bwd_shape<S>(kGates, kShapeIndex);
-  static constexpr int kOctets = kShape.octets;
-  using Params = SequenceBwd<S>;
-  static constexpr int kQueueBytes = kQueueSteps * kRowTile * sizeof(BwdRow);
+  using Base::kShape, Base::kOctets;
 
-  FASTLSTM_HOST_DEVICE static BlockLayout<S> layout(int64_t H) {
-    return {8 * kOctets, kOctets, kShape.register_blocks, H, kGates * H};
-  }
-
-  FASTLSTM_DEVICE explicit BlockBwd(const SequenceBwd<S>& p)
-      : p_(p),
-        d_(p.direction[blockIdx.y]),
-        cells_(p.rows),
-        layout_(layout(p.rows.H)),
-        steps_(p, d_, cells_.first_row()),
-        queue_(layout_.queue(), cells_.first_row(), kRowTile) {}
+  FASTLSTM_DEVICE explicit BlockBwd(const SequenceBwd<S>& p) : Base(p) {}
 
   FASTLSTM_DEVICE void operator()() {
     load_weights();
-    layout_.clear_tiles();
-    queue_.look_up(steps_, 0);
-    queue_.push(0);
-    queue_.look_up(steps_, 1);
-    queue_.push(1);
-    device::sync_block();
+    this->begin();
     load_gradients();
     Inputs inputs = load_inputs(0);
     for (int64_t s = 0; s < steps_.count(); ++s) {
@@ -63,9 +60,6 @@ class BlockBwd {
   }
 
  private:
-  using Cells = BlockCells<kOctets>;
-  using Steps = BwdSteps<Cell, S>;
-
   struct Inputs {
     typename Steps::Inputs of[kOctets][kLaneRows];
   };
@@ -124,13 +118,6 @@ class BlockBwd {
     layout_.tile(s).set(cells_.row(i), cells_.unit(o) * kGates, seen);
   }
 
-  const SequenceBwd<S>& p_;
-  const SequenceBwdDirection<S>& d_;
-  const Cells cells_;
-  const BlockLayout<S> layout_;
-  const Steps steps_;
-  RowQueue<Steps> queue_;
-  ResidentMatrix<S, kShape.warps, kOctets, kShape.register_blocks> w_;
   typename Steps::Gradients gradients_[kOctets][kLaneRows];
   V state_[kOctets][kLaneRows];
 };

@@ -2,45 +2,42 @@
 // all gates of its unit in two rows of the batch, and keeps their states in registers.
 #pragma once
 
-#include "../rows.cuh"
-#include "shape.cuh"
+#include "base.cuh"
 
 namespace fastlstm {
 namespace cuda {
 
 template <template <class> class Cell, class S, int kShapeIndex>
-class BlockFwd {
+struct BlockFwdTraits {
+  using Number = S;
+  using Steps = FwdSteps<Cell, S>;
+  static constexpr int kGates = Cell<Lane<float>>::kGates;
+  static constexpr BlockShape kShape = fwd_shape<S>(kGates, kShapeIndex);
+  static constexpr int kOctets = kGates * kShape.octets;  // of rows of W_hh
+
+  FASTLSTM_HOST_DEVICE static BlockLayout<S> layout(int64_t H) {
+    return {8 * kShape.octets, kOctets, kShape.register_blocks, H, H};
+  }
+};
+
+template <template <class> class Cell, class S, int kShapeIndex>
+class BlockFwd : public BlockBase<BlockFwdTraits<Cell, S, kShapeIndex>> {
+  using Base = BlockBase<BlockFwdTraits<Cell, S, kShapeIndex>>;
+  using Base::p_, Base::d_, Base::cells_, Base::layout_, Base::steps_, Base::queue_, Base::w_;
+  using typename Base::Steps;
   using V = Lane<float>;
   using C = Cell<V>;
   static constexpr CellTraits kTraits = C::kTraits;
   static constexpr int kGates = C::kGates, kBiases = kGates + kTraits.separate;
 
  public:
-  static constexpr BlockShape kShape = fwd_shape<S>(kGates, kShapeIndex);
-  static constexpr int kOctets = kGates * kShape.octets;  // of rows of W_hh in a warp
-  using Params = SequenceFwd<S>;
-  static constexpr int kQueueBytes = kQueueSteps * kRowTile * sizeof(FwdRow);
+  using Base::kShape, Base::kOctets;
 
-  FASTLSTM_HOST_DEVICE static BlockLayout<S> layout(int64_t H) {
-    return {8 * kShape.octets, kOctets, kShape.register_blocks, H, H};
-  }
-
-  FASTLSTM_DEVICE explicit BlockFwd(const SequenceFwd<S>& p)
-      : p_(p),
-        d_(p.direction[blockIdx.y]),
-        cells_(p.rows),
-        layout_(layout(p.rows.H)),
-        steps_(p, d_, cells_.first_row()),
-        queue_(layout_.queue(), cells_.first_row(), kRowTile) {}
+  FASTLSTM_DEVICE explicit BlockFwd(const SequenceFwd<S>& p) : Base(p) {}
 
   FASTLSTM_DEVICE void operator()() {
     load_weights();
-    layout_.clear_tiles();
-    queue_.look_up(steps_, 0);
-    queue_.push(0);
-    queue_.look_up(steps_, 1);
-    queue_.push(1);
-    device::sync_block();
+    this->begin();
     load_states();
     device::sync_block();
     Gates igates = load_igates(0);
@@ -59,9 +56,6 @@ class BlockFwd {
   }
 
  private:
-  using Cells = BlockCells<kShape.octets>;
-  using Steps = FwdSteps<Cell, S>;
-
   struct Gates {
     float of[kOctets][kLaneRows];  // octet of units * kGates + gate, row
     FASTLSTM_DEVICE void get(int o, int i, V (&gates)[kGates]) const {
@@ -131,13 +125,6 @@ class BlockFwd {
     if (next.place < 0) steps_.store_states(cells_.place(o, i), h_next, state_[o][i]);
   }
 
-  const SequenceFwd<S>& p_;
-  const SequenceFwdDirection<S>& d_;
-  const Cells cells_;
-  const BlockLayout<S> layout_;
-  const Steps steps_;
-  RowQueue<Steps> queue_;
-  ResidentMatrix<S, kShape.warps, kOctets, kShape.register_blocks> w_;
   V bias_[kShape.octets][kBiases];
   V state_[kShape.octets][kLaneRows];
 };

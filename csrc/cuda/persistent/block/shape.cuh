@@ -1,4 +1,4 @@
-// How large the blocks of block.h are, what they need, and which cells a lane has.
+// How large the blocks of block.h are, and what they need.
 #pragma once
 
 #include "../operands.cuh"
@@ -87,38 +87,6 @@ struct BlockLayout {
  private:
   FASTLSTM_DEVICE uint32_t* tiles() const {
     return device::shared_memory<uint32_t>() + matrix_words;
-  }
-};
-
-// The cells of a lane: a unit of each octet o of its warp, in each row i of its two in the tile, as
-// mma leaves their sums (../operands.cuh).
-template <int kOctets>
-struct BlockCells {
-  const SequenceRows& layer;
-  int H;
-  FASTLSTM_DEVICE explicit BlockCells(const SequenceRows& layer)
-      : layer(layer), H(static_cast<int>(layer.H)) {}
-
-  // Of the tile, in the batch.
-  FASTLSTM_DEVICE static int64_t first_row() { return int64_t{blockIdx.x} * kRowTile; }
-  FASTLSTM_DEVICE static int row(int i) { return device::lane() % 4 * kLaneRows + i; }
-  FASTLSTM_DEVICE static int unit(int o) {
-    return (device::warp() * kOctets + o) * 8 + device::lane() / 4;
-  }
-  FASTLSTM_DEVICE bool exists(int o) const { return unit(o) < H; }
-  FASTLSTM_DEVICE bool is_in_batch(int o, int i) const {
-    return first_row() + row(i) < layer.N && exists(o);
-  }
-  // Of a tensor [N, H].
-  FASTLSTM_DEVICE int64_t place(int o, int i) const { return (first_row() + row(i)) * H + unit(o); }
-
-  template <class F>
-  FASTLSTM_DEVICE static void for_each(F&& f) {
-    FASTLSTM_UNROLL
-    for (int o = 0; o < kOctets; ++o) {
-      FASTLSTM_UNROLL
-      for (int i = 0; i < kLaneRows; ++i) f(o, i);
-    }
   }
 };
 
