@@ -48,7 +48,7 @@ def config_of(kind: type[C], checkpoint: dict[str, Any], path: Path) -> C:
 def read_run(
     kind: type[C], path: Path, read: Callable[[Path], dict[str, Any]], *, backend: str | None
 ) -> tuple[Path, dict[str, Any], C]:
-    """The file meant by ``path``, what ``read`` finds there, and the settings to build its model with.
+    """The file meant by ``path``, what ``read`` finds there, and the settings for its model.
 
     These are the run's but for ``backend``, None for the run's; the checkpoint's "config" is the
     run's, and a ``kind`` here.

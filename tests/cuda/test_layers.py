@@ -363,7 +363,7 @@ def test_empty_sequences_keep_their_state(dev: Device, mode: str) -> None:
 
 def test_token_out_of_range(dev: Device) -> None:
     if dev.name == "cuda":
-        pytest.skip("ends the CUDA context: test_cuda_gpu.py has it in a process of its own")
+        pytest.skip("ends the CUDA context: test_gpu.py has it in a process of its own")
     module = fastlstm.LSTM(3, 5)
     with pytest.raises(RuntimeError, match="token out of range"):
         module(torch.tensor([[0, 1], [3, 2]]))
