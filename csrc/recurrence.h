@@ -83,7 +83,8 @@ struct RecurrenceFwd {
   int64_t h_out_stride;
   bool c_in_place;
   int64_t igates_stride, reserve_stride;
-  S* workspace;  // [threads][N, P], where products have operands of their own (cpu/tile.inl)
+  S* workspace;  // [threads][N, P], where products have operands of their own
+                 // (cpu/kernels/tile.inl)
   FwdDirection<S> direction[kMaxDirections];
 };
 

@@ -24,7 +24,7 @@ enum GruGate { kGruR, kGruZ, kGruN };
 // of what forward keeps, and of dgates: what W_hh sees comes first.
 enum GruReserve { kGruReserveR, kGruReserveZ, kGruReserveN, kGruReserveHn };
 enum GruDgate { kGruDr, kGruDz, kGruDhn, kGruDn };
-// Biases as cpu/kernels.h packs them: sums, then b_ih and b_hh of the separate gate.
+// Biases as cpu/kernels/kernels.h packs them: sums, then b_ih and b_hh of the separate gate.
 enum GruBias { kGruBiasR, kGruBiasZ, kGruBiasIn, kGruBiasHn };
 
 template <class V>

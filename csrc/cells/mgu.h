@@ -4,7 +4,7 @@
 //   f  = sigmoid(igates_f + hgates_f + b_f)      igates = W_ih x, hgates = W_hh h_prev
 //   hn = hgates_n + b_hn                         b_f: b_ih + b_hh
 //   n  = tanh(igates_n + b_in + f * hn)
-//   h  = (1 - f) * h_prev + f * n  =  n + (1 - f) * (h_prev - n)
+//   h  = (1 - f) * h_prev + f * n
 //
 // Backward, with dh the gradient that reaches h of this step:
 //   dn = dh * f          df = dh * (n - h_prev) + da_n * hn
@@ -46,7 +46,7 @@ struct MguCell {
     reserve[kMguReserveF] = f;
     reserve[kMguReserveN] = n;
     reserve[kMguReserveHn] = hn;
-    return fma(V::broadcast(1) - f, h_prev - n, n);
+    return fma(f, n, (V::broadcast(1) - f) * h_prev);
   }
 
   // carry: dh of this step that came beside W_hh -> the same of the step before.

@@ -29,6 +29,7 @@ class LayerBwd : LayerBase<S> {
         needs_(needs),
         out_(out),
         Q_(cell_.dgates * H_),
+        shared_((cell_.gates - cell_.separate) * H_),
         dgates_stride_(round_up(Q_, k_.lanes) + k_.lanes) {}
 
   void operator()() {
@@ -86,10 +87,9 @@ class LayerBwd : LayerBase<S> {
       if (projected_) w_hr_[d] = packed(*w.w_hr);
       if (needs_.x || needs_.embedding) {
         // Gates whose gradient stands apart from that of hgates are a product of their own.
-        const int64_t shared = (cell_.gates - cell_.separate) * H_;
-        w_ih_[d] = packed(data<S>(w.w_ih), w.w_ih.stride(0), 1, shared, I_);
+        w_ih_[d] = packed(data<S>(w.w_ih), w.w_ih.stride(0), 1, shared_, I_);
         if (cell_.separate)
-          w_ih_separate_[d] = packed(data<S>(w.w_ih) + shared * w.w_ih.stride(0), w.w_ih.stride(0),
+          w_ih_separate_[d] = packed(data<S>(w.w_ih) + shared_ * w.w_ih.stride(0), w.w_ih.stride(0),
                                      1, cell_.separate * H_, I_);
       }
       dgates_[d] = scratch((longest_chunk() + N_ + 1) * dgates_stride_);
@@ -210,9 +210,8 @@ class LayerBwd : LayerBase<S> {
   // Columns of dgates that igates had a part in: all but those of the separate hgates.
   void input_grad(int d, const BwdDirection<S>& b, bool accumulate) const {
     const int64_t k = step_begin(b.t_begin), rows = step_begin(b.t_end) - k;
-    const int64_t shared = (cell_.gates - cell_.separate) * H_;
     const Rows<S> dx = this->input_shaped_rows(out_.dx.template data_ptr<S>(), k, I_);
-    matmul({b.dgates, rows, 0, dgates_stride_}, w_ih_[d], dx, rows, I_, shared, accumulate);
+    matmul({b.dgates, rows, 0, dgates_stride_}, w_ih_[d], dx, rows, I_, shared_, accumulate);
     if (cell_.separate)
       matmul({b.dgates + G_, rows, 0, dgates_stride_}, w_ih_separate_[d], dx, rows, I_,
              cell_.separate * H_, true);
@@ -220,14 +219,13 @@ class LayerBwd : LayerBase<S> {
 
   void table_grad(int d, const BwdDirection<S>& b) const {
     const int64_t k = step_begin(b.t_begin), rows = step_begin(b.t_end) - k;
-    const int64_t shared = (cell_.gates - cell_.separate) * H_;
     S* table = dtable_[d].template data_ptr<S>();
     auto sum = [&](const S* dgates, int64_t columns, S* out) {
       run(k_.segment_sum, SegmentSum<S>{dgates, dgates_stride_, rows, columns, tokens_of_rows_ + k,
                                         table_rows(), out, G_, segments_.template data_ptr<S>()});
     };
-    sum(b.dgates, shared, table);
-    if (cell_.separate) sum(b.dgates + G_, cell_.separate * H_, table + shared);
+    sum(b.dgates, shared_, table);
+    if (cell_.separate) sum(b.dgates + G_, cell_.separate * H_, table + shared_);
   }
 
   // Rows that are summed before they are added to the total, about the root of their number:
@@ -242,7 +240,6 @@ class LayerBwd : LayerBase<S> {
 
   void weight_grads(int d, const BwdDirection<S>& b, bool accumulate) {
     const int64_t k = step_begin(b.t_begin), rows = step_begin(b.t_end) - k;
-    const int64_t shared = (cell_.gates - cell_.separate) * H_;
     DirectionWeights& dw = out_.dweights[d];
     const Rows<const S> h_prev{data<S>(kept_.h) + d * P_, 0, 0, D_ * P_, b.prev_row + k};
     const Rows<const S> x = tokens_ ? Rows<const S>{} : this->x_rows(k);
@@ -264,22 +261,21 @@ class LayerBwd : LayerBase<S> {
       if (dw_ih_rows && !tokens_) p.add(x, I_, dw_ih_rows);
       run(k_.weight_grad, p, this->threads_for(rows * columns * (p.N[0] + p.N[1])));
     };
-    add(0, shared, dw_hh, dw_ih);
+    add(0, shared_, dw_hh, dw_ih);
     if (cell_.separate) {
-      add(shared, cell_.separate * H_, dw_hh + shared * P_, nullptr);
-      add(G_, cell_.separate * H_, nullptr, dw_ih + shared * I_);
+      add(shared_, cell_.separate * H_, dw_hh + shared_ * P_, nullptr);
+      add(G_, cell_.separate * H_, nullptr, dw_ih + shared_ * I_);
     }
   }
 
   void copy_bias_grads(int d) {
-    const int64_t shared = (cell_.gates - cell_.separate) * H_;
     const S* db = data<S>(db_[d]);
     const DirectionWeights& dw = out_.dweights[d];
     if (dw.b_hh) std::copy_n(db, G_, dw.b_hh->template data_ptr<S>());
     if (dw.b_ih) {
       S* db_ih = dw.b_ih->template data_ptr<S>();
-      std::copy_n(db, shared, db_ih);
-      std::copy_n(db + Q_ - (G_ - shared), G_ - shared, db_ih + shared);
+      std::copy_n(db, shared_, db_ih);
+      std::copy_n(db + Q_ - (G_ - shared_), G_ - shared_, db_ih + shared_);
     }
   }
 
@@ -303,11 +299,10 @@ class LayerBwd : LayerBase<S> {
       run(k_.weight_grad, p);
     }
     if (needs_.embedding) {
-      const int64_t shared = (cell_.gates - cell_.separate) * H_;
       const Rows<S> to{out_.dembedding.template data_ptr<S>(), V, 0, I_};
-      matmul({data<S>(dtable), V, 0, G_}, w_ih_[d], to, V, I_, shared, d > 0);
+      matmul({data<S>(dtable), V, 0, G_}, w_ih_[d], to, V, I_, shared_, d > 0);
       if (cell_.separate)
-        matmul({data<S>(dtable) + shared, V, 0, G_}, w_ih_separate_[d], to, V, I_,
+        matmul({data<S>(dtable) + shared_, V, 0, G_}, w_ih_separate_[d], to, V, I_,
                cell_.separate * H_, true);
     }
   }
@@ -379,6 +374,7 @@ class LayerBwd : LayerBase<S> {
   const LayerNeeds needs_;
   LayerGrads& out_;
   const int64_t Q_;
+  const int64_t shared_;  // columns of dgates that input and hidden state see alike
   // One vector longer than the row: with H a power of two the rows would fall into the same few
   // cache sets, and the weight gradients take 3 % longer.
   const int64_t dgates_stride_;

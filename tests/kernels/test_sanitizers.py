@@ -84,12 +84,12 @@ FAULTS = {
     ),
     "race_through_barrier": Fault(
         "thread",
-        "csrc/cpu/barrier.inl",
+        "csrc/cpu/kernels/barrier.inl",
         r"__ATOMIC_(ACQUIRE|RELEASE|ACQ_REL)",
         "__ATOMIC_RELAXED",
         LAYERS,
         ("ThreadSanitizer: data race", "recurrence_fwd"),
-        "csrc/cpu/scalar.cpp",
+        "csrc/cpu/kernels/scalar.cpp",
     ),
 }
 
@@ -158,7 +158,7 @@ MASKED = """
 #include <new>
 #pragma GCC target("avx2,fma")
 #define FASTLSTM_LANES_AVX2
-#include "cpu/simd.h"
+#include "cpu/kernels/simd.h"
 int main(int, char** words) {
   using fastlstm::F32x8;
   float* p = static_cast<float*>(std::malloc(6 * sizeof(float)));

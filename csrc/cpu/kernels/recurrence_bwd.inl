@@ -5,7 +5,6 @@
 #pragma once
 
 #include "barrier.inl"
-#include "gemm.inl"
 #include "recurrence_fwd.inl"
 #include "tile.inl"
 

@@ -4,7 +4,7 @@
 #include <sched.h>
 #include <time.h>
 
-#include "../recurrence.h"
+#include "../../recurrence.h"
 #include "simd.h"
 
 namespace fastlstm {

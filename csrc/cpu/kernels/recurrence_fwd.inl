@@ -3,7 +3,6 @@
 #pragma once
 
 #include "barrier.inl"
-#include "gemm.inl"
 #include "tile.inl"
 
 namespace fastlstm {

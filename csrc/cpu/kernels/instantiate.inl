@@ -11,6 +11,7 @@
 #include "gemm.inl"
 #include "recurrence_bwd.inl"
 #include "recurrence_fwd.inl"
+#include "weight_grad.inl"
 #if defined(FASTLSTM_LANES_BF16)
 #include "bf16.inl"
 #endif

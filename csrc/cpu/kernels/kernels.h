@@ -3,8 +3,8 @@
 // team; none allocates, locks or knows ATen.
 #pragma once
 
-#include "../cells/cells.h"
-#include "../recurrence.h"
+#include "../../cells/cells.h"
+#include "../../recurrence.h"
 
 namespace fastlstm {
 namespace cpu {
