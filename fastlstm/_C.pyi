@@ -1,9 +1,9 @@
 from collections.abc import Sequence
-from typing import Protocol, TypedDict
+from typing import TypedDict
 
 from torch import Tensor, dtype
 
-class CellTraits(Protocol):
+class CellTraits:
     mode: str
     gates: int
     reserve: int

@@ -142,8 +142,6 @@ class RecurrentBase(nn.RNNBase):
 
     def _as_function(self, input: Proxy, hx=None, **options) -> Proxy:
         """Do what ``forward`` does, but for packed input, with an operation that is recorded."""
-        if self.mode.startswith("RNN"):
-            options["nonlinearity"] = self.nonlinearity
         return getattr(functional, self.mode.partition("_")[0].lower())(
             input,
             hx,

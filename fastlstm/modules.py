@@ -319,6 +319,9 @@ class RNN(_OneState):
         )  # fmt: skip
         self.nonlinearity = nonlinearity
 
+    def _as_function(self, input, hx=None, **options):
+        return super()._as_function(input, hx, nonlinearity=self.nonlinearity, **options)
+
     def _wrong_dim(self, dim: int) -> str:
         return f"RNN: Expected input to be 2D or 3D, got {dim}D tensor instead"
 
