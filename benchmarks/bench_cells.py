@@ -14,9 +14,11 @@ from __future__ import annotations
 
 import argparse
 import gc
+import statistics
 import sys
 import time
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -25,133 +27,56 @@ import torch
 sys.path.append(str(Path(__file__).resolve().parents[1]))
 
 from benchmarks import plot
-from benchmarks.common import cli, csv_rows, measure, plan
-from benchmarks.common.devices import DEVICES, Device
-from benchmarks.common.layers import Row, as_csv, bench_job
-from benchmarks.common.plan import Job, Setting
-from benchmarks.common.providers import CELLS, PROVIDERS, why_missing
-from benchmarks.common.shapes import GRIDS, MODES
-from benchmarks.common.timing import geometric_mean
+from benchmarks.common import cli, measure, rows
+from benchmarks.common.devices import DEVICES, Cpu
+from benchmarks.common.layers import TF32_FLAGS, Row, Setting, all_settings, bench_shape
+from benchmarks.common.providers import CELLS, PROVIDERS
+from benchmarks.common.shapes import GRIDS, MODES, Shape
 
-DTYPES = {
-    "float32": torch.float32,
-    "float64": torch.float64,
-    "bfloat16": torch.bfloat16,
-    "float16": torch.float16,
-}
-TF32_FLAGS = {"on": (True,), "off": (False,), "both": (True, False)}
+DTYPES = ("float32", "float64", "bfloat16", "float16")
 SHAPE_COLUMNS = (("T", 4), ("N", 4), ("I", 4), ("H", 4))
 SETTING_COLUMNS = (("cell", -8), ("mode", -5), ("dtype", -17))
-INTERRUPTED = 130
 
 
-@dataclass
-class Findings:
-    """What a run has found so far. failures: how many tensors are wrong; red: in how many jobs."""
-
-    rows: dict[Setting, list[Row]] = field(default_factory=dict)
-    failures: dict[Setting, int] = field(default_factory=dict)
-    csv: list[dict[str, object]] = field(default_factory=list)
-    left_out: list[Job] = field(default_factory=list)
-    red: int = 0
-
-    def add(self, setting: Setting, rows: Sequence[Row], failures: int) -> None:
-        self.rows.setdefault(setting, []).extend(rows)
-        self.failures[setting] = self.failures.get(setting, 0) + failures
-        self.red += failures > 0
-
-
-def report(
-    what: str,
-    rows: Sequence[Row],
-    baseline: str,
-    min_ratio: float | None,
-    min_geomean: float | None,
-) -> bool:
-    """Print geometric mean and minimum of each provider's ratios; False where one is missed.
-
-    what: cell, mode and dtype of the rows.
-    """
-    met = True
-    for provider in dict.fromkeys(row.provider for row in rows):
-        ratios = {
-            row.job.shape: row.measured.stats.ratio for row in rows if row.provider == provider
-        }
-        mean = geometric_mean(list(ratios.values()))
-        worst = min(ratios, key=ratios.__getitem__)
-        print(
-            f"{what}, {provider} against {baseline}: geometric mean {mean:.2f}x over {len(ratios)} "
-            f"shapes, minimum {ratios[worst]:.2f}x at {worst}"
-        )
-        if min_geomean is not None and mean < min_geomean:
-            print(f"MISSED: geometric mean {mean:.3f}x is below {min_geomean:g}x")
-            met = False
-        if min_ratio is not None and ratios[worst] < min_ratio:
-            print(f"MISSED: minimum {ratios[worst]:.3f}x is below {min_ratio:g}x")
-            met = False
-    return met
-
-
-def build_parser() -> argparse.ArgumentParser:
-    parser = cli.LineParser(
+def build_parser() -> cli.Parser:
+    parser = cli.Parser(
         prog="bench_cells.py",
         description="Prove recurrent layers equal, then time them in alternating pairs.",
     )
-    which = parser.add_mutually_exclusive_group()
-    which.add_argument(
-        "--grid", choices=GRIDS, default="quick", help="named shapes (default: %(default)s)"
-    )
-    which.add_argument(
-        "--shape",
-        type=cli.shape_argument,
-        action="append",
-        metavar="T,N,I,H",
-        help="this shape in place of a grid; may be repeated",
-    )
-    parser.add_argument("--mode", choices=MODES, help="default: infer, then train")
-    cli.add_choices(parser, "--cells", "cell", tuple(CELLS), default="lstm,gru,rnn")
-    parser.add_argument(
-        "--providers",
-        type=cli.names_argument("provider", PROVIDERS),
-        default="torch,fastlstm",
-        help=f"out of {','.join(PROVIDERS)}; the first is the baseline of every ratio "
-        "(default: %(default)s)",
-    )
-    cli.add_choices(parser, "--dtype", "dtype", tuple(DTYPES), default="float32")
-    parser.add_argument("--device", choices=DEVICES, default="cpu", help="default: %(default)s")
-    parser.add_argument(
+    parser.add("--grid", choices=GRIDS, help="named shapes (default: quick)")
+    parser.add("--shape", action="append", help="this shape in place of a grid; may be repeated")
+    parser.add("--mode")
+    parser.add_names("--cells", "cell", CELLS, "lstm,gru,rnn")
+    parser.add_names("--providers", "provider", PROVIDERS, "torch,fastlstm")
+    parser.add_names("--dtype", "dtype", DTYPES, "float32")
+    parser.add("--device", choices=DEVICES, default="cpu")
+    parser.add(
         "--tf32",
         choices=TF32_FLAGS,
         help="whether float32 products on CUDA may be TF32, which is torch's default for recurrent "
         "layers (default: on)",
     )
-    cli.add_run_options(parser)
-    parser.add_argument(
+    parser.add("--threads", "--seconds", "--seed", "--csv")
+    parser.add(
         "--budget",
-        type=cli.positive_float,
-        metavar="SECONDS",
         help="begin no row after that; all of the first shape is measured first, then all of the "
         "second, and what is left out is said",
     )
-    parser.add_argument(
+    parser.add(
         "--plot",
         type=Path,
         metavar="FILE",
         help="draw the ratios: of every row in --csv, or of this run where there is no --csv",
     )
-    parser.add_argument(
-        "--min-ratio", type=cli.positive_float, help="exit code 1 where a shape's ratio is below"
-    )
-    parser.add_argument(
-        "--min-geomean", type=cli.positive_float, help="exit code 1 where the mean ratio is below"
-    )
+    parser.add("--min-ratio")
+    parser.add("--min-geomean", type=cli.positive_float, help="the same for the mean ratio")
     return parser
 
 
-def check_arguments(
-    parser: argparse.ArgumentParser, args: argparse.Namespace, device: Device
-) -> None:
+def check_arguments(parser: cli.Parser, args: argparse.Namespace, device: Cpu) -> None:
     """End the program with one line for what would otherwise fail after minutes of measuring."""
+    if args.shape and args.grid:
+        parser.error("argument --grid: not allowed with argument --shape")
     if args.tf32 is not None and args.device == "cpu":
         parser.error("argument --tf32: needs --device cuda")
     if len(args.providers) < 2:
@@ -159,108 +84,141 @@ def check_arguments(
     reason = device.why_unusable()
     if reason is not None:
         parser.error(f"argument --device: {reason}")
-    for name in args.providers:
-        for cell in args.cells:
-            reason = why_missing(PROVIDERS[name], CELLS[cell], device.tensors)
-            if reason is not None:
-                parser.error(f"argument --providers: {reason}")
-    cli.check_csv(parser, args.csv)
-    cli.check_plot(parser, args.plot)
+    parser.check_plot(args.plot)
+
+
+@dataclass
+class Findings:
+    """Of a setting. failures: how many tensors are wrong."""
+
+    rows: list[Row] = field(default_factory=list)
+    failures: int = 0
 
 
 class Run:
-    """The run that a command line asks for. What it has found is in `findings`, row by row."""
+    """The run that a command line asks for, and what it has found so far.
 
-    def __init__(self, args: argparse.Namespace, device: Device) -> None:
+    csv: all rows. left_out: the shape of each that there was no time for. red: how many there are.
+    """
+
+    def __init__(
+        self, args: argparse.Namespace, device: Cpu, conditions: Mapping[str, str]
+    ) -> None:
         self.args = args
         self.device = device
+        self.conditions = conditions
         self.deadline = None if args.budget is None else time.monotonic() + args.budget
         self.providers = [PROVIDERS[name] for name in args.providers]
-        self.conditions = device.conditions()
-        self.settings = plan.settings(
-            [CELLS[name] for name in args.cells],
-            [DTYPES[name] for name in args.dtype],
-            [args.mode] if args.mode else MODES,
-            TF32_FLAGS[args.tf32 or "on"] if args.device == "cuda" else (),
-        )
-        self.shapes = args.shape or GRIDS[args.grid]
-        self.findings = Findings()
+        self.shapes = args.shape or GRIDS[args.grid or "quick"]
+        cells = [CELLS[name] for name in args.cells]
+        dtypes = [getattr(torch, name) for name in args.dtype]
+        flags = TF32_FLAGS[args.tf32 or "on"] if args.device == "cuda" else ()
+        settings = all_settings(cells, dtypes, [args.mode] if args.mode else MODES, flags)
+        self.found = {setting: Findings() for setting in settings}
+        self.csv: list[dict[str, object]] = []
+        self.left_out: list[Shape] = []
+        self.red = 0
 
     def measure(self) -> bool:
-        """Print every table and summary; False where a tensor is wrong or a ratio missed."""
-        cli.print_conditions(self.conditions)
-        by_shape = self.deadline is not None
+        """Print every table and summary; False where a tensor is wrong or a ratio missed.
+
+        A table is one setting over all shapes or, with a budget, one shape in all settings: a run
+        that must end early has everything about the first shapes then.
+        """
         good = True
-        for jobs in plan.tables(self.settings, self.shapes, by_shape=by_shape):
-            self._table(jobs, by_shape)
-            if not by_shape:
-                good &= self._summary(jobs[0].setting)
-        if by_shape:
-            print()
-            for setting in self.settings:
+        if self.deadline is None:
+            for setting in self.found:
+                self._table(str(setting), [(setting, shape) for shape in self.shapes])
                 good &= self._summary(setting)
-            print(self.outcome())
+            return good
+        for shape in self.shapes:
+            self._table(f"T,N,I,H = {shape}", [(setting, shape) for setting in self.found])
+        print()
+        for setting in self.found:
+            good &= self._summary(setting)
+        print(self.outcome())
         return good
 
     def outcome(self) -> str:
         """One line: how many rows there are, and which there are not."""
-        findings = self.findings
-        text = f"{len(findings.csv)} rows measured, {findings.red} red"
-        if findings.left_out:
-            shapes = plan.left_out_text(findings.left_out, len(self.settings))
-            text += f", left out for want of time: {shapes}"
-        return text
+        text = f"{len(self.csv)} rows measured, {self.red} red"
+        if not self.left_out:
+            return text
+        all_of_it = len(self.found)
+        shapes = (
+            str(shape) if count == all_of_it else f"{shape} ({count} of {all_of_it})"
+            for shape, count in Counter(self.left_out).items()
+        )
+        return f"{text}, left out for want of time: {' · '.join(shapes)}"
 
-    def _table(self, jobs: Sequence[Job], by_shape: bool) -> None:
-        baseline = self.providers[0].name
-        title = f"T,N,I,H = {jobs[0].shape}" if by_shape else jobs[0].setting
+    def _table(self, title: str, jobs: Sequence[tuple[Setting, Shape]]) -> None:
         table = None
-        for job in jobs:
+        for setting, shape in jobs:
             if self.deadline is not None and time.monotonic() >= self.deadline:
-                self.findings.left_out.append(job)
+                self.left_out.append(shape)
                 continue
             if table is None:
-                print(f"\n{title}: ratio = {baseline} ms / provider ms")
-                about = SETTING_COLUMNS if by_shape else SHAPE_COLUMNS
+                print(f"\n{title}: ratio = {self.providers[0].name} ms / provider ms")
+                about = SHAPE_COLUMNS if self.deadline is None else SETTING_COLUMNS
                 table = cli.Table((*about, ("provider", -12), *measure.columns(self.device)))
-            self._job(job, table, by_shape)
+            self._row(setting, shape, table)
 
-    def _job(self, job: Job, table: cli.Table, by_shape: bool) -> None:
-        setting = job.setting
-        if by_shape:
-            about = [setting.cell.name, setting.mode, setting.precision]
-        else:
-            about = [*map(str, job.shape)]
+    def _row(self, setting: Setting, shape: Shape, table: cli.Table) -> None:
+        about = [setting.cell.name, setting.mode, setting.precision]
+        if self.deadline is None:
+            about = [*map(str, shape)]
+        args = self.args
         try:
-            rows, wrong = bench_job(
-                job, self.providers, self.device, self.args.seconds, self.args.seed
+            found, wrong = bench_shape(
+                setting, shape, self.providers, self.device, args.seconds, args.seed
             )
         # Out of memory, or a call that a kernel refuses: of this row only.
         except RuntimeError as error:
-            rows, wrong = [], [f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"]
-        for row in rows:
+            found, wrong = [], [f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"]
+        for row in found:
             table.row([*about, row.provider, *row.measured.table_cells()])
         for line in wrong:
             table.row([*about, f"RED  {line}"])
-        for row in rows:
-            if row.checked != job.shape:
+        for row in found:
+            if row.checked != shape:
                 table.row([*about, f"checked at T = {row.checked.T}"])
             for remark in row.remarks:
                 table.row([*about, f"torch.nn does not round to TF32: {remark}"])
-        new = [as_csv(row, self.providers[0].name, self.device, self.conditions) for row in rows]
-        if self.args.csv is not None and new:
-            csv_rows.append_rows(self.args.csv, new)
-        self.findings.add(setting, rows, len(wrong))
-        self.findings.csv += new
+        baseline = self.providers[0].name
+        new = [row.as_csv(setting, baseline, self.device, self.conditions) for row in found]
+        rows.append(args.csv, new)
+        self.csv += new
+        self.red += bool(wrong)
+        self.found[setting].rows += found
+        self.found[setting].failures += len(wrong)
 
     def _summary(self, setting: Setting) -> bool:
-        rows = self.findings.rows.get(setting, [])
-        failures = self.findings.failures.get(setting, 0)
-        if failures:
-            print(f"{setting}: no summary: {failures} tensors are wrong")
+        """Print geometric mean and minimum of each provider's ratios; False where one is missed."""
+        found = self.found[setting]
+        if found.failures:
+            print(f"{setting}: no summary: {found.failures} tensors are wrong")
             return False
-        args = self.args
-        return report(str(setting), rows, self.providers[0].name, args.min_ratio, args.min_geomean)
+        met = True
+        for provider in dict.fromkeys(row.provider for row in found.rows):
+            ratios = {
+                row.shape: row.measured.stats.ratio
+                for row in found.rows
+                if row.provider == provider
+            }
+            mean = statistics.geometric_mean(ratios.values())
+            worst = min(ratios, key=ratios.__getitem__)
+            print(
+                f"{setting}, {provider} against {self.providers[0].name}: geometric mean "
+                f"{mean:.2f}x over {len(ratios)} shapes, minimum {ratios[worst]:.2f}x at {worst}"
+            )
+            for what, ratio, required in (
+                ("geometric mean", mean, self.args.min_geomean),
+                ("minimum", ratios[worst], self.args.min_ratio),
+            ):
+                if required is not None and ratio < required:
+                    print(f"MISSED: {what} {ratio:.3f}x is below {required:g}x")
+                    met = False
+        return met
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -268,16 +226,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     device = DEVICES[args.device]()
     check_arguments(parser, args, device)
-    torch.set_num_threads(args.threads)
-
-    run = Run(args, device)
+    cells = [CELLS[name] for name in args.cells]
+    run = Run(args, device, parser.begin(args, cells, args.providers, device))
     try:
         code = 0 if run.measure() else 1
     except KeyboardInterrupt:
         print(f"interrupted: {run.outcome()}")
-        code = INTERRUPTED
+        code = cli.INTERRUPTED
     if args.plot is not None:
-        drawn = run.findings.csv if args.csv is None else csv_rows.read_rows(args.csv)
+        drawn = run.csv if args.csv is None else rows.read(args.csv)
         if drawn:
             plot.draw(drawn, args.plot)
     return code

@@ -22,24 +22,24 @@ import torch
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))
 
-from benchmarks.common import cli, csv_files, machine
+from benchmarks.common import cli, machine, rows
 from benchmarks.common.devices import DEVICES
-from benchmarks.gpu.exchange import native, rows
-from benchmarks.gpu.exchange.native import STEPS, Problem
-from benchmarks.gpu.exchange.plan import CLUSTER_SHARED_BYTES, CLUSTERS, PLAN
-from benchmarks.gpu.exchange.process import answers
-from benchmarks.gpu.phases import arch
+from benchmarks.gpu.exchange import native
+from benchmarks.gpu.exchange.native import ROOT, STEPS, Problem
+from benchmarks.gpu.exchange.plan import CLUSTER_SHARED_BYTES, CLUSTERS, FIELDS, PLAN
+from benchmarks.gpu.exchange.worker import answers
+from benchmarks.gpu.workplace import arch
 
-ROOT = Path(__file__).resolve().parents[1]
-BUDGET = 60.0
 # One scheme that hangs must not take the time of all others.
 SCHEME_SECONDS = 20.0
 THREADS = 256
 LAUNCH_TIMES = 8
 LAUNCHES = "launches"
 SCHEMES = (*PLAN, LAUNCHES)
+# Titles in a table, and where they differ the fields.
 COLUMNS = [("scheme", -15), ("groups", 6), ("blocks", 6), ("N", 3), ("H", 5), ("steps", 5)]
-COLUMNS += [("us", 8), ("min", 8), ("max", 8), ("with loop", 9), ("loop", 8)]
+TIME_COLUMNS = [("us", 8), ("min", 8), ("max", 8), ("with loop", 9), ("loop", 8)]
+TIMES = ("us", "us_min", "us_max", "us_with_loop", "us_loop")
 
 Ask = Callable[[Sequence[dict], float], list[dict]]
 Row = dict[str, object]
@@ -47,51 +47,31 @@ Row = dict[str, object]
 
 def step_times(ms: Sequence[float], empty_ms: Sequence[float], steps: int) -> dict[str, str]:
     """Microseconds of a step: of the launches `ms`, less the median of `empty_ms`."""
-    loop = statistics.median(empty_ms)
-    median = statistics.median(ms)
-    times = {
-        "us": median - loop,
-        "us_min": min(ms) - loop,
-        "us_max": max(ms) - loop,
-        "us_with_loop": median,
-        "us_loop": loop,
-    }
-    return {name: f"{1e3 * value / steps:.4f}" for name, value in times.items()}
-
-
-def sizes(problem: Problem) -> Row:
-    """Where the problem stands in a row. N is that of a group."""
-    return {
-        "groups": problem.groups,
-        "blocks": problem.blocks,
-        "threads": problem.threads,
-        "N": problem.rows,
-        "H": problem.units,
-        "steps": problem.steps,
-        # The first one is not counted.
-        "launches": problem.launches - 1,
-    }
-
-
-def measured(problem: Problem, answer: Mapping) -> Row:
-    if "error" in answer:
-        return {"error": answer["error"]}
-    return step_times(answer["ms"], answer["empty_ms"], problem.steps)
+    loop, median = statistics.median(empty_ms), statistics.median(ms)
+    values = (median - loop, min(ms) - loop, max(ms) - loop, median, loop)
+    return {name: f"{1e3 * v / steps:.4f}" for name, v in zip(TIMES, values, strict=True)}
 
 
 def scheme_rows(
     ask: Ask, scheme: str, sms: int, clusters: dict[int, int], seconds: float
 ) -> list[Row]:
     """The rows of a scheme of PLAN, each with its error where it has no time."""
+
+    def row(problem: Problem, answer: Mapping) -> Row:
+        # N is that of a group. The first launch is not counted.
+        about = asdict(problem) | {"N": problem.rows, "H": problem.units}
+        about["launches"] = problem.launches - 1
+        row = {name: value for name, value in about.items() if name in FIELDS}
+        if "error" in answer:
+            return row | {"error": answer["error"]}
+        return row | step_times(answer["ms"], answer["empty_ms"], problem.steps)
+
     problems = list(PLAN[scheme](sms, clusters))
     jobs = [{"job": "measure", "scheme": scheme, "problem": asdict(p)} for p in problems]
     # First the clock, which is not that of an idle GPU then.
     facts, *found = ask([{"job": "device"}, *jobs], seconds)
-    mhz = {"sm_mhz": facts.get("sm_mhz", "")}
-    return [
-        {"scheme": scheme, **mhz, **sizes(problem), **measured(problem, answer)}
-        for problem, answer in zip(problems, found, strict=True)
-    ]
+    shared = {"scheme": scheme, "sm_mhz": facts.get("sm_mhz", "")}
+    return [shared | row(*pair) for pair in zip(problems, found, strict=True)]
 
 
 def launch_rows(ask: Ask, sms: int, seconds: float) -> list[Row]:
@@ -110,57 +90,35 @@ def launch_rows(ask: Ask, sms: int, seconds: float) -> list[Row]:
 
 def cluster_rows(ask: Ask, seconds: float) -> list[Row]:
     """How many clusters of each size can be resident, under `groups`."""
-    jobs = [
-        {"job": "max_clusters", "size": size, "threads": THREADS}
-        | {"shared_bytes": CLUSTER_SHARED_BYTES}
-        for size in CLUSTERS
+    job = {"job": "max_clusters", "threads": THREADS, "shared_bytes": CLUSTER_SHARED_BYTES}
+    found = ask([job | {"size": size} for size in CLUSTERS], seconds)
+    return [
+        {"scheme": "max_clusters", "blocks": size, "threads": THREADS}
+        | ({"error": answer["error"]} if "error" in answer else {"groups": answer["clusters"]})
+        for size, answer in zip(CLUSTERS, found, strict=True)
     ]
-    found: list[Row] = []
-    for size, answer in zip(CLUSTERS, ask(jobs, seconds), strict=True):
-        result = {"error": answer["error"]} if "error" in answer else {"groups": answer["clusters"]}
-        found.append({"scheme": "max_clusters", "blocks": size, "threads": THREADS, **result})
-    return found
 
 
-def cells(row: Row) -> list[str]:
-    names = ("scheme", "groups", "blocks", "N", "H", "steps")
-    head = [str(row.get(name, "")) for name in names]
-    if "error" in row:
-        return [*head, f"RED  {row['error']}"]
-    times = ("us", "us_min", "us_max", "us_with_loop", "us_loop")
-    return [*head, *(str(row.get(name, "")) for name in times)]
-
-
-def build_parser() -> argparse.ArgumentParser:
-    parser = cli.LineParser(
+def build_parser() -> cli.Parser:
+    parser = cli.Parser(
         prog="bench_exchange.py", description="Measure how blocks may exchange a state each step."
     )
-    cli.add_choices(parser, "--schemes", "scheme", SCHEMES, default=",".join(SCHEMES))
-    parser.add_argument(
-        "--budget",
-        type=cli.positive_float,
-        default=BUDGET,
-        metavar="SECONDS",
-        help="no scheme is begun after that (default: %(default)s)",
-    )
-    parser.add_argument("--csv", type=Path, metavar="FILE", help="append the rows to this file")
-    parser.add_argument(
-        "--build",
-        type=Path,
-        default=ROOT / "build" / "exchange",
-        metavar="FOLDER",
-        help="for the compiled kernels (default: build/exchange)",
-    )
+    parser.add_names("--schemes", "scheme", SCHEMES, ",".join(SCHEMES))
+    parser.add("--budget", default=60.0, help="no scheme is begun after that")
+    parser.add("--csv")
+    folder = ROOT / "build" / "exchange"
+    kernels = "for the compiled kernels (default: build/exchange)"
+    parser.add_argument("--build", type=Path, default=folder, metavar="FOLDER", help=kernels)
     return parser
 
 
-def prepare(parser: argparse.ArgumentParser, folder: Path) -> Path:
+def prepare(parser: cli.Parser, folder: Path) -> Path:
     """The library for the GPU at hand. Ends the program with one line where there cannot be one."""
     reason = DEVICES["cuda"]().why_unusable()
     if reason is None and native.find_nvcc() is None:
-        reason = "nvcc was not found: set CUDA_HOME, or put it on PATH"
+        reason = native.NO_NVCC
     if reason is not None:
-        parser.exit(2, f"{parser.prog}: error: needs a GPU and nvcc: {reason}\n")
+        parser.fail(f"needs a GPU and nvcc: {reason}")
     return native.build(folder, arch(torch.cuda.get_device_capability()).replace(".", ""))
 
 
@@ -169,16 +127,17 @@ class Report:
 
     def __init__(self, csv: Path | None, conditions: Mapping[str, str]) -> None:
         self._csv = csv
-        self._conditions = {name: conditions[name] for name in rows.FIELDS if name in conditions}
-        self._table = cli.Table(COLUMNS)
+        self._conditions = {name: conditions[name] for name in FIELDS if name in conditions}
+        self._table = cli.Table([*COLUMNS, *TIME_COLUMNS])
         self.good = self.red = 0
 
     def add(self, found: Sequence[Row]) -> None:
         for row in found:
-            self._table.row(cells(row))
+            head = [str(row.get(title, "")) for title, _ in COLUMNS]
+            times = [str(row.get(name, "")) for name in TIMES]
+            self._table.row([*head, f"RED  {row['error']}"] if "error" in row else [*head, *times])
         good = [self._conditions | row for row in found if "error" not in row]
-        if self._csv is not None:
-            csv_files.append(self._csv, rows.FIELDS, good)
+        rows.append(self._csv, good, FIELDS)
         self.good += len(good)
         self.red += len(found) - len(good)
 
@@ -219,7 +178,8 @@ def run(path: Path, args: argparse.Namespace, end: float) -> bool:
     if "error" in facts:
         print(f"the GPU does not answer: {facts['error']}")
         return False
-    facts = machine_facts(facts)
+    facts = {"date": machine.now(), "commit": machine.commit(), **facts}
+    facts["driver"] = machine.gpu_driver()
     cli.print_conditions(facts)
     report = Report(args.csv, facts)
     missing = measure(ask, args.schemes, facts, end, report)
@@ -228,19 +188,10 @@ def run(path: Path, args: argparse.Namespace, end: float) -> bool:
     return report.red == 0 and report.good > 0
 
 
-def machine_facts(facts: Mapping[str, str]) -> dict[str, str]:
-    return {
-        "date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        "commit": machine.commit(),
-        **facts,
-        "driver": machine.gpu_driver(),
-    }
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     parser = build_parser()
     args = parser.parse_args(argv)
-    cli.check_csv(parser, args.csv, rows.FIELDS)
+    parser.check_csv(args.csv, FIELDS)
     end = time.monotonic() + args.budget
     try:
         path = prepare(parser, args.build)
@@ -249,7 +200,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(error)
         return 1
     except KeyboardInterrupt:
-        return 130
+        return cli.INTERRUPTED
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ Exit code: 0; 1 where something is red; 2 for a wrong command line; 130 where in
 from __future__ import annotations
 
 import argparse
+import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -23,22 +24,19 @@ import torch
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))
 
-from benchmarks.common import cli, csv_files
+from benchmarks.common import cli, rows
 from benchmarks.common.devices import DEVICES
+from benchmarks.common.layers import TF32_FLAGS, TF32_NAMES, precision_text
+from benchmarks.common.machine import AUTO
 from benchmarks.common.providers import CELLS
 from benchmarks.common.shapes import GRIDS, MODES
-from benchmarks.common.timing import geometric_mean
-from benchmarks.gpu.kernels import AUTO, PERSISTENT, method_of
-from benchmarks.gpu.methods import rows
-from benchmarks.gpu.methods.jobs import TORCH, Job
-from benchmarks.gpu.methods.process import Worker, WorkerLostError
+from benchmarks.gpu.kernels import PERSISTENT, method_of
+from benchmarks.gpu.methods.jobs import FIELDS, TORCH, Job
+from benchmarks.gpu.methods.worker import Worker, WorkerLostError
 
 DTYPES = ("bfloat16", "float32", "float16")
-TF32_FLAGS = {"on": (True,), "off": (False,), "both": (True, False)}
-TF32_NAMES = {True: "on", False: "off", None: "none"}
 COLUMNS = [("kernels", -42), ("us a step", 9), ("p10", 9), ("p90", 9), ("stepwise", 8)]
 COLUMNS += [("torch", 7), ("rounds", 6), ("model us", 8)]
-INTERRUPTED = 130
 
 Row = dict[str, object]
 Events = Callable[[Job], Iterator[dict]]
@@ -46,24 +44,14 @@ Events = Callable[[Job], Iterator[dict]]
 
 def all_jobs(args: argparse.Namespace, multiprocessors: int) -> list[Job]:
     """The most important first: the first dtype and cell for all shapes, then the next."""
-    shapes = args.shape or GRIDS["gpu"]
+    methods = (AUTO, *args.methods)
+    measured = (multiprocessors, args.seconds, args.seed)
     return [
-        Job(
-            cell=cell,
-            mode=mode,
-            dtype=dtype,
-            tf32=tf32,
-            shape=shape,
-            forward=AUTO,
-            methods=(AUTO, *args.methods),
-            multiprocessors=multiprocessors,
-            seconds=args.seconds,
-            seed=args.seed,
-        )
+        Job(cell, mode, dtype, tf32, shape, AUTO, methods, *measured)
         for dtype in args.dtype
         for tf32 in (TF32_FLAGS[args.tf32] if dtype == "float32" else (None,))
         for cell in args.cells
-        for shape in shapes
+        for shape in args.shape or GRIDS["gpu"]
         for mode in args.mode
     ]
 
@@ -77,20 +65,6 @@ def us(row: Row) -> float:
     return float(row["us"])
 
 
-@dataclass
-class Findings:
-    """best: the fastest forward that was asked for, by problem. without: methods that have ended a
-    process, by what of a job they are not tried again in. auto: how much slower what is taken by
-    default is than the best, by job."""
-
-    measured: int = 0
-    red: int = 0
-    best: dict[tuple, str] = field(default_factory=dict)
-    without: dict[tuple, set[str]] = field(default_factory=dict)
-    auto: dict[str, float] = field(default_factory=dict)
-    left_out: list[Job] = field(default_factory=list)
-
-
 def problem_of(job: Job) -> tuple:
     return job.cell, job.dtype, job.tf32, job.shape
 
@@ -100,20 +74,28 @@ def kind_of(job: Job) -> tuple:
 
 
 def title(job: Job) -> str:
-    precision = job.dtype if job.tf32 is None else f"{job.dtype}, TF32 {TF32_NAMES[job.tf32]}"
+    precision = precision_text(job.dtype, job.tf32)
     return f"{job.cell}, {job.mode}, {precision}, T,N,I,H = {job.shape}"
 
 
+@dataclass
 class Run:
-    """The run of a command line. events: of a job; conditions: of all rows."""
+    """The run of a command line, and what it has found. events: of a job; conditions: of all rows.
 
-    def __init__(
-        self, events: Events, conditions: Mapping[str, str], csv: Path | None = None
-    ) -> None:
-        self._events = events
-        self._conditions = {name: conditions[name] for name in rows.FIELDS if name in conditions}
-        self._csv = csv
-        self.findings = Findings()
+    best: the fastest forward that was asked for, by problem. without: methods that have ended a
+    process, by what of a job they are not tried again in. auto: how much slower what is taken by
+    default is than the best, by job.
+    """
+
+    events: Events
+    conditions: Mapping[str, str]
+    csv: Path | None = None
+    measured: int = 0
+    red: int = 0
+    best: dict[tuple, str] = field(default_factory=dict)
+    without: dict[tuple, set[str]] = field(default_factory=dict)
+    auto: dict[str, float] = field(default_factory=dict)
+    left_out: Sequence[Job] = ()
 
     def measure(
         self, jobs: Sequence[Job], end: float, clock: Callable[[], float] = time.monotonic
@@ -121,16 +103,16 @@ class Run:
         """Measure one after the other; none is begun at `end` or later."""
         for index, job in enumerate(jobs):
             if clock() >= end:
-                self.findings.left_out += jobs[index:]
+                self.left_out = jobs[index:]
                 return
             self._job(job)
 
     def _job(self, job: Job) -> None:
         print(f"\n{title(job)}: ratios are stepwise us / us and torch.nn us / us", flush=True)
-        forward = self.findings.best.get(problem_of(job), job.forward)
+        forward = self.best.get(problem_of(job), job.forward)
         # Each time a process is lost there is a method less to try.
         while True:
-            without = self.findings.without.get(kind_of(job), set())
+            without = self.without.setdefault(kind_of(job), set())
             left = tuple(method for method in job.methods if method not in without)
             try:
                 self._attempt(replace(job, forward=forward, methods=left))
@@ -140,10 +122,10 @@ class Run:
                 method = method_of(lost.at.rpartition(" + ")[2])
                 if method not in left:
                     return
-                self.findings.without.setdefault(kind_of(job), set()).add(method)
+                without.add(method)
 
     def _attempt(self, job: Job) -> None:
-        for event in self._events(job):
+        for event in self.events(job):
             if "red" in event:
                 self._red(event["red"], event["lines"])
             elif "remark" in event:
@@ -157,7 +139,7 @@ class Run:
     def _red(self, name: str, lines: Sequence[str]) -> None:
         for line in lines:
             print(f"{name}: RED  {line}", flush=True)
-        self.findings.red += 1
+        self.red += 1
 
     def _report(self, job: Job, found: Sequence[Row]) -> None:
         """The table of a job: all that was timed for long, the fastest first."""
@@ -172,103 +154,68 @@ class Run:
             return
         fastest = min(asked, key=us)
         if job.mode == "infer":
-            self.findings.best[problem_of(job)] = str(fastest["forward"])
+            self.best[problem_of(job)] = str(fastest["forward"])
         for row in shown:
             if row["forward"] == AUTO and row["backward"] in ("", AUTO):
-                self.findings.auto[title(job)] = us(row) / us(fastest)
+                self.auto[title(job)] = us(row) / us(fastest)
 
     def _keep(self, job: Job, found: Sequence[Row]) -> None:
-        about: Row = self._conditions | {
-            "cell": job.cell,
-            "mode": job.mode,
-            **job.shape._asdict(),
-            "dtype": job.dtype,
-            "tf32": TF32_NAMES[job.tf32],
-        }
-        if self._csv is not None:
-            csv_files.append(self._csv, rows.FIELDS, [about | row for row in found])
-        self.findings.measured += len(found)
+        about: Row = {name: self.conditions[name] for name in FIELDS if name in self.conditions}
+        about |= {"cell": job.cell, "mode": job.mode, **job.shape._asdict(), "dtype": job.dtype}
+        about["tf32"] = TF32_NAMES[job.tf32]
+        rows.append(self.csv, [about | row for row in found], FIELDS)
+        self.measured += len(found)
 
     def summary(self) -> str:
         """How well the choice by default does, and one line with what there is and what not."""
-        found = self.findings
         lines = []
-        if found.auto:
-            worst = max(found.auto, key=found.auto.__getitem__)
-            mean = geometric_mean(list(found.auto.values()))
+        if self.auto:
+            worst = max(self.auto, key=self.auto.__getitem__)
+            mean = statistics.geometric_mean(self.auto.values())
             lines.append(
-                f"{AUTO} takes {mean:.2f} times as long as the best of {len(found.auto)} jobs "
-                f"(geometric mean), at most {found.auto[worst]:.2f} times: {worst}"
+                f"{AUTO} takes {mean:.2f} times as long as the best of {len(self.auto)} jobs "
+                f"(geometric mean), at most {self.auto[worst]:.2f} times: {worst}"
             )
-        text = f"{found.measured} rows measured, {found.red} red"
-        if found.left_out:
-            text += f", no time for {len(found.left_out)} jobs from {title(found.left_out[0])} on"
+        text = f"{self.measured} rows measured, {self.red} red"
+        if self.left_out:
+            text += f", no time for {len(self.left_out)} jobs from {title(self.left_out[0])} on"
         return "\n".join([*lines, text])
 
 
 def cells(row: Row) -> list[str]:
     """Of COLUMNS."""
-    times = [str(row[name]) for name in ("us", "us_p10", "us_p90")]
-    models = [row.get(f"{part}_model_us") for part in ("forward", "backward")]
-    return [
-        words(row),
-        *times,
-        str(row["ratio_stepwise"]),
-        str(row["ratio_torch"]),
-        str(row["rounds"]),
-        " + ".join(str(model) for model in models if model),
-    ]
+    names = ("us", "us_p10", "us_p90", "ratio_stepwise", "ratio_torch", "rounds")
+    models = filter(None, (row.get(f"{part}_model_us") for part in ("forward", "backward")))
+    return [words(row), *(str(row[name]) for name in names), " + ".join(map(str, models))]
 
 
-def build_parser() -> argparse.ArgumentParser:
-    parser = cli.LineParser(
+def build_parser() -> cli.Parser:
+    parser = cli.Parser(
         prog="bench_methods.py", description="Time every method of the CUDA kernels by turns."
     )
-    parser.add_argument(
-        "--shape",
-        type=cli.shape_argument,
-        action="append",
-        metavar="T,N,I,H",
-        help="this shape in place of the grid gpu; may be repeated",
-    )
-    add = cli.add_choices
-    add(parser, "--cells", "cell", tuple(CELLS), default="lstm,gru")
-    add(parser, "--dtype", "dtype", DTYPES, default=",".join(DTYPES))
-    parser.add_argument(
-        "--tf32",
-        choices=TF32_FLAGS,
-        default="both",
-        help="whether float32 products may be TF32 (default: %(default)s)",
-    )
-    add(parser, "--mode", "mode", MODES, default=",".join(MODES))
-    add(parser, "--methods", "method", PERSISTENT, default=",".join(PERSISTENT))
-    parser.add_argument(
-        "--seconds",
-        type=cli.positive_float,
-        default=0.3,
-        help="time for the rounds of the best of a job (default: %(default)s)",
-    )
-    parser.add_argument("--seed", type=int, default=0, help="default: %(default)s")
-    parser.add_argument(
-        "--budget",
-        type=cli.positive_float,
-        default=float("inf"),
-        metavar="SECONDS",
-        help="begin no job after that; what is named first on the command line is measured first",
-    )
-    parser.add_argument("--csv", type=Path, metavar="FILE", help="append the rows to this file")
+    parser.add("--shape", action="append", help="in place of the grid gpu; may be repeated")
+    parser.add_names("--cells", "cell", CELLS, "lstm,gru")
+    parser.add_names("--dtype", "dtype", DTYPES, ",".join(DTYPES))
+    tf32 = "whether float32 products may be TF32"
+    parser.add("--tf32", choices=TF32_FLAGS, default="both", help=tf32)
+    parser.add_names("--mode", "mode", MODES, ",".join(MODES))
+    parser.add_names("--methods", "method", PERSISTENT, ",".join(PERSISTENT))
+    parser.add("--seconds", default=0.3, help="time for the rounds of the best of a job")
+    parser.add("--seed", "--csv")
+    budget = "begin no job after that; what is named first on the command line is measured first"
+    parser.add("--budget", help=budget)
     return parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = build_parser()
     args = parser.parse_args(argv)
-    cli.check_csv(parser, args.csv, rows.FIELDS)
+    parser.check_csv(args.csv, FIELDS)
     device = DEVICES["cuda"]()
     reason = device.why_unusable()
     if reason is not None:
-        parser.exit(2, f"{parser.prog}: error: needs a GPU: {reason}\n")
-    end = time.monotonic() + args.budget
+        parser.fail(f"needs a GPU: {reason}")
+    end = time.monotonic() + (args.budget or float("inf"))
     conditions = device.conditions()
     cli.print_conditions(conditions)
     multiprocessors = torch.cuda.get_device_properties().multi_processor_count
@@ -278,9 +225,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         try:
             run.measure(all_jobs(args, multiprocessors), end)
         except KeyboardInterrupt:
-            code = INTERRUPTED
+            code = cli.INTERRUPTED
     print(f"\n{run.summary()}")
-    return code or (1 if run.findings.red or not run.findings.measured else 0)
+    return code or (1 if run.red or not run.measured else 0)
 
 
 if __name__ == "__main__":

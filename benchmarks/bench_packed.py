@@ -16,31 +16,29 @@ from __future__ import annotations
 import argparse
 import itertools
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))
 
-from benchmarks.common import cli, csv_rows, equality, measure
-from benchmarks.common.equality import Problem
-from benchmarks.common.machine import environment
-from benchmarks.common.measure import Measured
-from benchmarks.common.providers import CELLS, PROVIDERS, Cell, why_missing
+from benchmarks.common import cli, equality, measure, rows
+from benchmarks.common.equality import Problem, Results, named_results, named_states
+from benchmarks.common.providers import CELLS, PROVIDERS, Cell
 from benchmarks.common.shapes import MODES, Shape, flops
-from benchmarks.common.timing import Contender, scaled
+from benchmarks.common.timing import Contender, scaled, training
 
 SHAPE = Shape(200, 32, 256, 256)
 MIN_LENGTH = 20
 COLUMNS = (("comparison", -34), *measure.COLUMNS)
 
 
-@dataclass(frozen=True)
-class Side:
+class Side(NamedTuple):
     """A provider and the form in which it gets the batch: "padded", "lengths" or "packed"."""
 
     provider: str
@@ -50,8 +48,13 @@ class Side:
         return f"{self.provider} {self.form}"
 
 
-@dataclass(frozen=True)
-class Comparison:
+TORCH = Side("torch", "packed")
+PADDED = Side("fastlstm", "padded")
+PACKED = Side("fastlstm", "packed")
+LENGTHS = Side("fastlstm", "lengths")
+
+
+class Comparison(NamedTuple):
     """`per_row`: the ratio is one of times per computed row, not of times."""
 
     baseline: Side
@@ -59,11 +62,8 @@ class Comparison:
     per_row: bool
 
 
-PADDED = Side("fastlstm", "padded")
-PACKED = Side("fastlstm", "packed")
-LENGTHS = Side("fastlstm", "lengths")
 COMPARISONS = (
-    Comparison(Side("torch", "packed"), PACKED, per_row=False),
+    Comparison(TORCH, PACKED, per_row=False),
     Comparison(PADDED, PACKED, per_row=True),
     Comparison(PADDED, LENGTHS, per_row=True),
 )
@@ -94,7 +94,7 @@ class Batch:
         """padded: [T, N, ...]."""
         return pack_padded_sequence(padded, self.lengths, enforce_sorted=False)
 
-    def results(self, side: Side, dtype: torch.dtype) -> dict[str, Tensor]:
+    def results(self, side: Side, dtype: torch.dtype) -> Results:
         """Outputs of one call and, in train mode, every gradient; all padded, with zeros."""
         problem = self.problem
         module = problem.model(PROVIDERS[side.provider], dtype)
@@ -107,14 +107,8 @@ class Batch:
                 output, final = module(x, lengths=self.lengths)
             if problem.mode == "train":
                 output.backward(problem.tensor(problem.grad_output, dtype))
-        final = final if isinstance(final, tuple) else (final,)
-        found = {"output": output.detach()}
-        found |= {
-            f"{name}_n": end.detach() for name, end in zip(problem.cell.states, final, strict=True)
-        }
-        leaves = {"input": x, **dict(module.named_parameters())}
-        gradients = {f"grad {name}": leaf.grad for name, leaf in leaves.items()}
-        return found | {name: grad for name, grad in gradients.items() if grad is not None}
+        outputs = {"output": output, **named_states(problem.cell, final, "_n")}
+        return named_results(outputs, {"input": x, **dict(module.named_parameters())})
 
     def contender(self, side: Side) -> Contender:
         """The call that is timed: forward and, in train mode, backward to every gradient, dx
@@ -126,48 +120,37 @@ class Batch:
         if side.form == "packed":
             x, grad_output = packed.data, self.pack(grad_output).data
         x.requires_grad_(problem.mode == "train")
-        forward = self._forward(module, side.form, x, packed)
+        packed = packed._replace(data=x)
+        forward = {
+            "padded": lambda: module(x)[0],
+            "lengths": lambda: module(x, lengths=self.lengths)[0],
+            "packed": lambda: module(packed)[0].data,
+        }[side.form]
         if problem.mode == "infer":
             return Contender(str(side), forward, context=torch.no_grad)
-
-        def forget_gradients() -> None:
-            for leaf in (x, *module.parameters()):
-                leaf.grad = None
 
         def forward_and_backward() -> Tensor:
             output = forward()
             output.backward(grad_output)
             return output
 
-        return Contender(str(side), forward_and_backward, forget_gradients)
-
-    def _forward(
-        self, module: nn.Module, form: str, x: Tensor, packed: PackedSequence
-    ) -> Callable[[], Tensor]:
-        if form == "padded":
-            return lambda: module(x)[0]
-        if form == "lengths":
-            return lambda: module(x, lengths=self.lengths)[0]
-        packed = packed._replace(data=x)
-        return lambda: module(packed)[0].data
+        return training(str(side), forward_and_backward, [x, *module.parameters()])
 
 
 def check(batch: Batch) -> list[str]:
     """What any side gets wrong against torch.nn on packed rows, one line a tensor."""
-    problem = batch.problem
-    torch_nn = Side("torch", "packed")
-    truth = batch.results(torch_nn, torch.float64)
-    yardstick = batch.results(torch_nn, equality.yardstick_dtype(problem.dtype))
-    failures = []
-    for side in (PACKED, LENGTHS):
-        ours = batch.results(side, problem.dtype)
-        lines = equality.compare(truth, yardstick, ours, problem.dtype)
-        failures += [f"{side}: {line}" for line in lines]
-    lines = equality.check(problem, PROVIDERS[PADDED.provider]).failures
-    return failures + [f"{PADDED}: {line}" for line in lines]
+    lines = equality.check_sides(
+        lambda dtype: batch.results(TORCH, dtype),
+        {
+            f"{side}: ": lambda side=side: batch.results(side, torch.float32)
+            for side in (PACKED, LENGTHS)
+        },
+    )
+    padded = equality.check(batch.problem, PROVIDERS[PADDED.provider]).failures
+    return [*lines, *(f"{PADDED}: {line}" for line in padded)]
 
 
-def compare(batch: Batch, comparison: Comparison, seconds: float) -> Measured:
+def compare(batch: Batch, comparison: Comparison, seconds: float) -> measure.Measured:
     """Time a comparison; the ratios are those it asks for, the times those of a call."""
     problem, side = batch.problem, comparison.contender
     rows = batch.rows_computed(side)
@@ -175,7 +158,6 @@ def compare(batch: Batch, comparison: Comparison, seconds: float) -> Measured:
         batch.contender(comparison.baseline),
         batch.contender(side),
         operations=flops(problem.cell.gates, problem.shape, problem.mode, rows),
-        dtype=problem.dtype,
         seconds=seconds,
         seed=problem.seed,
     )
@@ -185,38 +167,21 @@ def compare(batch: Batch, comparison: Comparison, seconds: float) -> Measured:
     return replace(measured, stats=scaled(measured.stats, share))
 
 
-def build_parser() -> argparse.ArgumentParser:
-    parser = cli.LineParser(
+def build_parser() -> cli.Parser:
+    parser = cli.Parser(
         prog="bench_packed.py",
         description="Sequences of different lengths: packed and lengths=, against torch.nn and, "
         "per computed row, against the padded batch.",
     )
-    parser.add_argument(
-        "--shape",
-        type=cli.shape_argument,
-        default=SHAPE,
-        metavar="T,N,I,H",
-        help="T is the greatest length (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--min-length",
-        type=cli.positive_int,
-        default=MIN_LENGTH,
-        help="lengths are uniform from here to T (default: %(default)s)",
-    )
-    parser.add_argument("--mode", choices=MODES, help="default: infer, then train")
-    cli.add_choices(parser, "--cells", "cell", tuple(CELLS), default="lstm,gru")
-    cli.add_run_options(parser)
-    parser.add_argument(
-        "--min-ratio",
-        type=cli.positive_float,
-        help="exit code 1 where a ratio against torch.nn is below",
-    )
-    parser.add_argument(
-        "--min-per-row",
-        type=cli.positive_float,
-        help="exit code 1 where a ratio per computed row is below",
-    )
+    parser.add("--shape", default=SHAPE, help="T is the greatest length")
+    least = "lengths are uniform from here to T"
+    parser.add("--min-length", type=cli.positive_int, default=MIN_LENGTH, help=least)
+    parser.add("--mode")
+    parser.add_names("--cells", "cell", CELLS, "lstm,gru")
+    parser.add("--threads", "--seconds", "--seed", "--csv")
+    below = "exit code 1 where a ratio {} is below"
+    parser.add("--min-ratio", help=below.format("against torch.nn"))
+    parser.add("--min-per-row", type=cli.positive_float, help=below.format("per computed row"))
     return parser
 
 
@@ -242,23 +207,10 @@ def bench(cell: Cell, mode: str, args: argparse.Namespace, conditions: Mapping[s
         title = f"{comparison.contender.form} / {comparison.baseline}{per_row}"
         table.row([title, *measured.table_cells()])
         required = args.min_per_row if comparison.per_row else args.min_ratio
-        if required is not None and measured.stats.ratio < required:
-            print(f"MISSED: {title}: {measured.stats.ratio:.3f}x is below {required:g}x")
-            met = False
-        if args.csv is not None:
-            row = cli.csv_row(
-                conditions,
-                cell=cell.name,
-                mode=f"{mode}{per_row}, {lengths}",
-                provider=str(comparison.contender),
-                baseline=str(comparison.baseline),
-                shape=args.shape,
-                dtype=torch.float32,
-                stats=measured.stats,
-                gflops=measured.gflops,
-                peak_percent=measured.peak_percent,
-            )
-            csv_rows.append_rows(args.csv, [row])
+        met &= not measured.misses(required, title)
+        about = {"cell": cell.name, "mode": f"{mode}{per_row}, {lengths}"}
+        about |= {"provider": comparison.contender, "baseline": comparison.baseline}
+        rows.append(args.csv, [measured.as_csv(conditions, args.shape, **about)])
     return met
 
 
@@ -269,20 +221,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error(
             f"argument --min-length: expected at most T = {args.shape.T}, got {args.min_length}"
         )
-    for cell in args.cells:
-        reason = why_missing(PROVIDERS["fastlstm"], CELLS[cell])
-        if reason is not None:
-            parser.error(reason)
-    cli.check_csv(parser, args.csv)
-    torch.set_num_threads(args.threads)
-    conditions = environment("cpu")
-    cli.print_conditions(conditions)
+    cells = [CELLS[name] for name in args.cells]
+    conditions = parser.begin(args, cells)
     print("ratio = base ms / ms; per row: of the times per computed row")
-    modes = [args.mode] if args.mode else MODES
     # A list, not a generator: a table that fails does not keep the others from being measured.
     met = [
-        bench(CELLS[cell], mode, args, conditions)
-        for cell, mode in itertools.product(args.cells, modes)
+        bench(cell, mode, args, conditions)
+        for cell, mode in itertools.product(cells, [args.mode] if args.mode else MODES)
     ]
     return 0 if all(met) else 1
 

@@ -13,7 +13,6 @@ command line.
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -25,30 +24,22 @@ from torch.nn import functional as F
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))
 
-from benchmarks.common import cli, csv_rows
-from benchmarks.common.equality import compare
-from benchmarks.common.machine import environment
+from benchmarks.common import cli, rows
+from benchmarks.common.equality import Results, check_sides, named_results
+from benchmarks.common.providers import CELLS, PROVIDERS, Provider
 from benchmarks.common.shapes import Shape
-from benchmarks.common.timing import Contender, measure_pairs, summarise
+from benchmarks.common.timing import Contender, measure_pairs, summarise, training
 
 T, N, H, V = 50, 50, 512, 65
-COLUMNS = (
-    ("comparison", -10),
-    ("base ms", 9),
-    ("ms", 9),
-    ("ratio", 6),
-    ("p10", 6),
-    ("p90", 6),
-    ("IQR", 6),
-    ("target", 6),
-    ("pairs", 6),
-    ("", -6),
-)
+COLUMNS = (("comparison", -10), *cli.RATIO_COLUMNS, ("target", 6), ("pairs", 6), ("", -6))
+
+# Maps (lstm, tokens, table) to output [T, N, H].
+Forward = Callable[[nn.Module, Tensor, Tensor | None], Tensor]
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Two ways to the same output: each maps (lstm, tokens, table) to output [T, N, H].
+    """Two ways to the same output.
 
     embedding_size: columns of the table [V, embedding_size]; None where tokens stand for one-hot
     vectors of size V and the table is None. target: the ratio that is promised.
@@ -57,8 +48,8 @@ class Comparison:
     name: str
     target: float
     embedding_size: int | None
-    baseline: Callable[[nn.Module, Tensor, Tensor | None], Tensor]
-    contender: Callable[[nn.Module, Tensor, Tensor | None], Tensor]
+    baseline: Forward
+    contender: Forward
 
 
 def one_hot_input(lstm: nn.Module, tokens: Tensor, table: Tensor | None) -> Tensor:
@@ -84,13 +75,13 @@ COMPARISONS = (
 
 
 class Step:
-    """One training step of `lstm_class` on tokens [T, N], everything drawn from one seed."""
+    """One training step of `provider`'s LSTM on tokens [T, N], everything drawn from one seed."""
 
     def __init__(
         self,
         comparison: Comparison,
-        lstm_class: type[nn.Module],
-        forward: Callable[[nn.Module, Tensor, Tensor | None], Tensor],
+        forward: Forward,
+        provider: Provider,
         dtype: torch.dtype,
         seed: int,
     ) -> None:
@@ -101,19 +92,15 @@ class Step:
             table = torch.randn(V, input_size)
             self.tokens = torch.randint(V, (T, N))
             self.target = torch.randn(T, N, H).to(dtype)
-        self.lstm = lstm_class(input_size, H)
+        self.lstm = provider.make(CELLS["lstm"], input_size, H)
         self.lstm.load_state_dict(weights)
         self.lstm.to(dtype)
         self.table = nn.Parameter(table.to(dtype)) if comparison.embedding_size else None
         self.forward = forward
 
-    def leaves(self) -> dict[str, nn.Parameter]:
+    def leaves(self) -> dict[str, Tensor]:
         table = {} if self.table is None else {"table": self.table}
         return {**dict(self.lstm.named_parameters()), **table}
-
-    def forget_gradients(self) -> None:
-        for leaf in self.leaves().values():
-            leaf.grad = None
 
     def run(self) -> tuple[Tensor, Tensor]:
         """Forward, loss and backward. Returns the loss, a scalar, and output [T, N, H]."""
@@ -124,115 +111,65 @@ class Step:
         loss.backward()
         return loss.detach(), output.detach()
 
-    def results(self) -> dict[str, Tensor]:
+    def results(self) -> Results:
         """Loss, output and every gradient of one step, by name."""
-        self.forget_gradients()
         loss, output = self.run()
-        gradients = {
-            f"grad {name}": leaf.grad
-            for name, leaf in self.leaves().items()
-            if leaf.grad is not None
-        }
-        return {"loss": loss, "output": output, **gradients}
+        return named_results({"loss": loss, "output": output}, self.leaves())
+
+    def contender(self) -> Contender:
+        return training(self.forward.__name__, self.run, self.leaves().values())
 
 
-def check(comparison: Comparison, lstm_class: type[nn.Module], seed: int) -> list[str]:
+def steps(comparison: Comparison, seed: int) -> dict[str, Step]:
+    """fastlstm's of either side, by name."""
+    return {
+        f"{side.__name__}: ": Step(comparison, side, PROVIDERS["fastlstm"], torch.float32, seed)
+        for side in (comparison.baseline, comparison.contender)
+    }
+
+
+def check(comparison: Comparison, seed: int) -> list[str]:
     """What either side gets wrong against torch.nn.LSTM, one line a tensor; empty when equal."""
-    truth, yardstick = (
-        Step(comparison, nn.LSTM, comparison.baseline, dtype, seed).results()
-        for dtype in (torch.float64, torch.float32)
-    )
-    failures = []
-    for side in (comparison.baseline, comparison.contender):
-        ours = Step(comparison, lstm_class, side, torch.float32, seed).results()
-        lines = compare(truth, yardstick, ours, torch.float32)
-        failures += [f"{side.__name__}: {line}" for line in lines]
-    return failures
+
+    def truth(dtype: torch.dtype) -> Results:
+        return Step(comparison, comparison.baseline, PROVIDERS["torch"], dtype, seed).results()
+
+    sides = steps(comparison, seed)
+    return check_sides(truth, {name: step.results for name, step in sides.items()})
 
 
-def build_parser() -> argparse.ArgumentParser:
-    parser = cli.LineParser(
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = cli.Parser(
         prog="bench_tokens.py",
         description=f"Training step on tokens, T={T} N={N} H={H} V={V}: token input against "
         "one-hot vectors, and against an embedding in front.",
     )
-    cli.add_run_options(parser)
-    parser.add_argument(
-        "--enforce-targets", action="store_true", help="exit code 1 where a target is missed"
-    )
-    return parser
-
-
-def main(argv: Sequence[str] | None = None, lstm_class: type[nn.Module] | None = None) -> int:
-    """lstm_class: fastlstm.LSTM where None."""
-    parser = build_parser()
+    parser.add("--threads", "--seconds", "--seed", "--csv")
+    parser.add("--enforce-targets", action="store_true", help="exit code 1 where one is missed")
     args = parser.parse_args(argv)
-    if lstm_class is None:
-        try:
-            from fastlstm import LSTM as lstm_class
-        except ImportError as error:
-            parser.error(str(error).partition("\n")[0])
-    cli.check_csv(parser, args.csv)
-    torch.set_num_threads(args.threads)
-    conditions = environment("cpu")
-    cli.print_conditions(conditions)
+    conditions = parser.begin(args, [CELLS["lstm"]])
     print(f"\nlstm, train, float32, T={T} N={N} H={H} V={V}: ratio = base ms / ms")
 
     table = cli.Table(COLUMNS)
-    succeeded = True
+    good = True
     for comparison in COMPARISONS:
-        failures = check(comparison, lstm_class, args.seed)
+        failures = check(comparison, args.seed)
+        for line in failures:
+            table.row([comparison.name, f"RED  {line}"])
         if failures:
-            succeeded = False
-            for line in failures:
-                table.row([comparison.name, f"RED  {line}"])
+            good = False
             continue
-        stats = summarise(
-            measure_pairs(
-                *(
-                    contender(comparison, lstm_class, side, args.seed)
-                    for side in (comparison.baseline, comparison.contender)
-                ),
-                args.seconds,
-                seed=args.seed,
-            )
-        )
+        pair = (step.contender() for step in steps(comparison, args.seed).values())
+        stats = summarise(measure_pairs(*pair, args.seconds, seed=args.seed))
         missed = stats.ratio < comparison.target
-        table.row(
-            [
-                comparison.name,
-                *cli.ratio_cells(stats),
-                cli.number(comparison.target, 1),
-                str(stats.pairs),
-                "MISSED" if missed else "",
-            ]
-        )
-        succeeded &= not (missed and args.enforce_targets)
-        if args.csv is not None:
-            row = cli.csv_row(
-                conditions,
-                cell="lstm",
-                mode="train",
-                provider="fastlstm tokens",
-                baseline=f"fastlstm {comparison.name}",
-                shape=Shape(T, N, comparison.embedding_size or V, H),
-                dtype=torch.float32,
-                stats=stats,
-                gflops=None,
-                peak_percent=None,
-            )
-            csv_rows.append_rows(args.csv, [row])
-    return 0 if succeeded else 1
-
-
-def contender(
-    comparison: Comparison,
-    lstm_class: type[nn.Module],
-    side: Callable[[nn.Module, Tensor, Tensor | None], Tensor],
-    seed: int,
-) -> Contender:
-    step = Step(comparison, lstm_class, side, torch.float32, seed)
-    return Contender(side.__name__, step.run, step.forget_gradients)
+        target = [cli.number(comparison.target, 1), str(stats.pairs), "MISSED" if missed else ""]
+        table.row([comparison.name, *cli.ratio_cells(stats), *target])
+        good &= not (missed and args.enforce_targets)
+        about = {"cell": "lstm", "mode": "train", "provider": "fastlstm tokens"}
+        about["baseline"] = f"fastlstm {comparison.name}"
+        shape = Shape(T, N, comparison.embedding_size or V, H)
+        rows.append(args.csv, [rows.row(conditions, stats, shape, **about)])
+    return 0 if good else 1
 
 
 if __name__ == "__main__":

@@ -13,17 +13,12 @@ from pathlib import Path
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))
 
-from benchmarks.common import cli, csv_rows
-from benchmarks.gpu.kernels import AUTO
+from benchmarks.common import cli
+from benchmarks.common.machine import AUTO
+from benchmarks.common.rows import read
 
 SERIES = (
-    "provider",
-    "baseline",
-    "dtype",
-    "threads",
-    "capability",
-    "device",
-    "tf32",
+    *("provider", "baseline", "dtype", "threads", "capability", "device", "tf32"),
     "wanted_kernel",
 )
 SHAPE = ("T", "N", "I", "H")
@@ -61,7 +56,7 @@ def shape_label(row: Mapping[str, str]) -> str:
 
 
 def draw(rows: Sequence[Mapping[str, object]], path: Path) -> None:
-    """Write a picture of the ratios in `rows` (csv_rows.FIELDS; not empty) to `path`.
+    """Write a picture of the ratios in `rows` (of rows.FIELDS; not empty) to `path`.
 
     A panel for each cell and mode; in it a line for each shape, with a dot at the median ratio and
     a whisker from the 10th to the 90th percentile of the pairs. Of rows that differ only in date
@@ -175,13 +170,13 @@ def conditions(rows: Sequence[Mapping[str, str]]) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = cli.LineParser(prog="plot.py", description="Draw the ratios in a CSV of results.")
+    parser = cli.Parser(prog="plot.py", description="Draw the ratios in a CSV of results.")
     parser.add_argument("csv", type=Path, help="rows written by bench_cells.py --csv")
     parser.add_argument("plot", type=Path, help="picture to write, .png or .svg")
     args = parser.parse_args(argv)
-    cli.check_plot(parser, args.plot)
+    parser.check_plot(args.plot)
     try:
-        rows = csv_rows.read_rows(args.csv)
+        rows = read(args.csv)
     except (OSError, ValueError) as error:
         parser.error(str(error))
     if not rows:

@@ -3,133 +3,97 @@
 from __future__ import annotations
 
 import contextlib
+import re
+import statistics
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Protocol
 
 import torch
 
 from benchmarks.common import machine
 from benchmarks.common.shapes import Shape, flops
-from benchmarks.common.timing import Contender, Event, EventTimer, Timer, WallTimer
-from benchmarks.gpu.kernel_names import heaviest
+from benchmarks.common.timing import Contender, EventTimer, Timer, wall_timer
 
 # Of one call: what the float64 run behind a check may take. With it a check lasts well under a
 # second on a GPU with fast float64, and seconds on one without.
 CHECKED_OPERATIONS = 2.5e11
 MIN_CHECKED_STEPS = 8
 PEAK_SAMPLES = 5
+SHOWN_KERNELS = 3
+LONGEST_NAME = 60
 
 
-class Device(Protocol):
-    """A kind of device that contenders run on.
+class Cpu:
+    """The CPU, and what a device is asked.
 
     tensors: where tensors live, for torch. peak_field: the CSV column of the percentage of `peak`;
     peak_title: the same in a table.
     """
 
-    name: str
-    tensors: str
-    peak_field: str
-    peak_title: str
+    name = tensors = "cpu"
+    peak_field = "peak_percent"
+    peak_title = "% peak"
 
     def timer(self) -> Timer:
         """Takes the samples of one pair of contenders."""
+        return wall_timer()
 
     def host_timer(self) -> Timer | None:
         """Takes the time until a call returns; None where its work is done then."""
+        return None
 
     def why_unusable(self) -> str | None:
         """One line that says why nothing can run here; None where something can."""
+        return None
 
     def conditions(self) -> dict[str, str]:
         """The conditions of a run, one CSV column each."""
+        return machine.environment(self.name)
 
     def precision(self, tf32: bool | None) -> AbstractContextManager:
         """Inside, float32 products may round their operands to TF32 where `tf32`. None: no."""
+        return nullcontext()
 
     def peak(self, dtype: torch.dtype) -> float | None:
         """GFLOP/s that a call is held to; None where unknown."""
+        # Anew for every row: the clock of a shared machine drifts.
+        return machine.fma_peak(dtype, torch.get_num_threads())
 
     def synchronize(self) -> None:
         """Wait until all work is done. Raises RuntimeError where some of it has failed."""
 
     def clock_mhz(self) -> str:
         """The clock of the device at this moment; "" where unknown."""
+        return ""
 
     def kernels(self, contender: Contender) -> str:
         """The kernels that take most of a call of `contender`; "" where unknown."""
+        return ""
 
     def checked_shape(self, shape: Shape, gates: int) -> Shape:
         """`shape` with no more steps than can be checked in an affordable time."""
-
-
-class Cpu:
-    name = tensors = "cpu"
-    peak_field = "peak_percent"
-    peak_title = "% peak"
-
-    def timer(self) -> Timer:
-        return WallTimer()
-
-    def host_timer(self) -> None:
-        return None
-
-    def why_unusable(self) -> None:
-        return None
-
-    def conditions(self) -> dict[str, str]:
-        return machine.environment("cpu")
-
-    def precision(self, tf32: bool | None) -> AbstractContextManager:
-        return nullcontext()
-
-    def peak(self, dtype: torch.dtype) -> float | None:
-        # Anew for every row: the clock of a shared machine drifts.
-        return machine.fma_peak(dtype, torch.get_num_threads())
-
-    def synchronize(self) -> None:
-        pass
-
-    def clock_mhz(self) -> str:
-        return ""
-
-    def kernels(self, contender: Contender) -> str:
-        return ""
-
-    def checked_shape(self, shape: Shape, gates: int) -> Shape:
         return shape
 
 
-def timing_event() -> Event:
-    return torch.cuda.Event(enable_timing=True)
+class Cuda(Cpu):
+    """The current CUDA device."""
 
-
-class Cuda:
-    """The current CUDA device. The arguments are for tests on a machine without one."""
-
-    name = "cuda"
+    name = tensors = "cuda"
     peak_field = "matmul_percent"
     peak_title = "% matmul"
+    matmul_size = 8192
 
-    def __init__(
-        self,
-        tensors: str = "cuda",
-        make_event: Callable[[], Event] = timing_event,
-        synchronize: Callable[[], object] = torch.cuda.synchronize,
-        matmul_size: int = 8192,
-    ) -> None:
-        self.tensors = tensors
-        self._make_event = make_event
-        self._synchronize = synchronize
-        self._matmul_size = matmul_size
+    def __init__(self) -> None:
         self._peaks: dict[tuple[torch.dtype, bool], float] = {}
 
+    def synchronize(self) -> None:
+        torch.cuda.synchronize()
+
     def timer(self) -> Timer:
-        return EventTimer(self._make_event)
+        return EventTimer(lambda: torch.cuda.Event(enable_timing=True))
 
     def host_timer(self) -> Timer:
-        return WallTimer(synchronize=self._synchronize)
+        return wall_timer(synchronize=self.synchronize)
 
     def why_unusable(self) -> str | None:
         if torch.version.cuda is None:
@@ -137,9 +101,6 @@ class Cuda:
         if not torch.cuda.is_available():
             return f"torch {torch.__version__} for CUDA {torch.version.cuda} finds no GPU"
         return None
-
-    def conditions(self) -> dict[str, str]:
-        return machine.environment("cuda")
 
     def precision(self, tf32: bool | None) -> AbstractContextManager:
         return tf32_switches(bool(tf32))
@@ -152,17 +113,14 @@ class Cuda:
 
     def _matmul_peak(self, dtype: torch.dtype) -> float:
         # float64 takes seconds at full size where a GPU has few units for it.
-        size = self._matmul_size // (2 if dtype == torch.float64 else 1)
+        size = self.matmul_size // (2 if dtype == torch.float64 else 1)
         # Random numbers: on zeros a GPU draws less power and clocks higher.
         a, b = (torch.randn(size, size, device=self.tensors).to(dtype) for _ in range(2))
         c = torch.empty_like(a)
         product = Contender("matmul", lambda: torch.mm(a, b, out=c))
         timer = self.timer()
-        seconds = sorted(timer.seconds(product) for _ in range(PEAK_SAMPLES))
-        return 2 * size**3 / seconds[PEAK_SAMPLES // 2] / 1e9
-
-    def synchronize(self) -> None:
-        self._synchronize()
+        seconds = statistics.median(timer(product) for _ in range(PEAK_SAMPLES))
+        return 2 * size**3 / seconds / 1e9
 
     def clock_mhz(self) -> str:
         try:
@@ -180,7 +138,7 @@ class Cuda:
         activities = [torch.profiler.ProfilerActivity.CUDA]
         with torch.profiler.profile(activities=activities) as profile, contender.context():
             contender.run()
-            self._synchronize()
+            self.synchronize()
         return [
             (event.key, event.self_device_time_total)
             for event in profile.key_averages()
@@ -207,4 +165,30 @@ def tf32_switches(allowed: bool) -> Iterator[None]:
             backend.allow_tf32 = was_allowed
 
 
-DEVICES: dict[str, Callable[[], Device]] = {"cpu": Cpu, "cuda": Cuda}
+def heaviest(times: Sequence[tuple[str, float]]) -> str:
+    """The two or three kernels that take most of the time in `times` (name, time), with their
+    shares: "gemm 62 %; cell 30 %". A third one only if it takes a tenth. "" where there is none."""
+    total = sum(time for _, time in times)
+    if total <= 0:
+        return ""
+    merged: dict[str, float] = {}
+    for name, time in times:
+        merged[trimmed(name)] = merged.get(trimmed(name), 0.0) + time
+    ordered = sorted(merged.items(), key=lambda item: -item[1])[:SHOWN_KERNELS]
+    shown = [item for rank, item in enumerate(ordered) if rank < 2 or item[1] >= total / 10]
+    return "; ".join(f"{name} {100 * time / total:.0f} %" for name, time in shown)
+
+
+def trimmed(name: str) -> str:
+    """The `name` of a kernel without return type, namespaces, template arguments and parameters,
+    short enough for a column."""
+    name = name.replace("(anonymous namespace)::", "")
+    # All of CUTLASS's kernels are called alike: what they are is their argument.
+    name = re.sub(r"\bcutlass::Kernel2?<(\w+)", r"\1<", name)
+    while (shorter := re.sub(r"<[^<>]*>", "", name)) != name:
+        name = shorter
+    name = name.partition("(")[0].removeprefix("void ").strip()
+    return name.rpartition("::")[2][:LONGEST_NAME]
+
+
+DEVICES: dict[str, Callable[[], Cpu]] = {"cpu": Cpu, "cuda": Cuda}

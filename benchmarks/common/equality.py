@@ -3,14 +3,13 @@
 The tolerance is a rule, not a number: the largest error against a float64 run of the same weights
 is at most twice the largest error of torch.nn in the same dtype, plus one rounding of the largest
 value. It holds for every output and, in train mode, for every gradient. Where products may be TF32,
-torch.nn's error is at least what it is with every operand rounded to TF32 (benchmarks/common/tf32.py).
+torch.nn's error is at least what it is with every operand rounded to TF32 (tf32.py).
 """
 
 from __future__ import annotations
 
 import copy
-import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
@@ -19,12 +18,30 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.common.providers import PROVIDERS, Cell, Provider
-from benchmarks.common.shapes import Shape
+from benchmarks.common.shapes import Shape, dtype_name
 from benchmarks.common.tf32 import TORCH_TF32
 
 TRUTH_PARTS = 16
 # The tensors of a call by name.
 Results = dict[str, Tensor]
+
+
+def named_results(outputs: Mapping[str, Tensor], leaves: Mapping[str, Tensor]) -> Results:
+    """`outputs`, and the gradients that are there of `leaves`, as "grad NAME"."""
+    found = {name: output.detach() for name, output in outputs.items()}
+    gradients = {f"grad {name}": leaf.grad for name, leaf in leaves.items()}
+    return found | {name: grad for name, grad in gradients.items() if grad is not None}
+
+
+def named_states(cell: Cell, states: Tensor | tuple[Tensor, ...], suffix: str) -> Results:
+    """The states that a module of `cell` takes or returns: h0 and c0, h_n and c_n, as it may be."""
+    states = states if isinstance(states, tuple) else (states,)
+    return {f"{name}{suffix}": state for name, state in zip(cell.states, states, strict=True)}
+
+
+def as_hx(states: Sequence[Tensor]) -> Tensor | tuple[Tensor, ...]:
+    """One or two states as a module takes them."""
+    return tuple(states) if len(states) > 1 else states[0]
 
 
 @dataclass
@@ -43,7 +60,7 @@ class Problem:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        T, N, I, H = self.shape  # noqa: E741
+        T, N, I, H = self.shape
         # Drawn on the device: the host takes longer to draw the large shapes than a GPU to run them.
         device = torch.device(self.device)
         others = [] if device.type == "cpu" else [torch.cuda.current_device()]
@@ -74,46 +91,28 @@ class Problem:
         copy = value.to(self.device, dtype or self.dtype, copy=True)
         return copy.requires_grad_(leaf and self.mode == "train")
 
-    def results(
-        self, provider: Provider, dtype: torch.dtype, *, with_state: bool
-    ) -> dict[str, Tensor]:
+    def results(self, provider: Provider, dtype: torch.dtype, *, with_state: bool) -> Results:
         """Every output of one call by `provider` and, in train mode, every gradient, by name.
 
         Without state it is the call that is timed: hx is None and only `output` has a cotangent.
         With state, h0 (and c0) are given and take gradients, and h_n (and c_n) have cotangents too.
         """
         module = self.model(provider, dtype)
-        x = self.tensor(self.x, dtype, leaf=True)
-        leaves = {"input": x, **dict(module.named_parameters())}
+        leaves = {"input": self.tensor(self.x, dtype, leaf=True), **dict(module.named_parameters())}
         hx = None
         if with_state:
-            initial = [self.tensor(state, dtype, leaf=True) for state in self.states]
-            leaves |= {
-                f"{name}0": state for name, state in zip(self.cell.states, initial, strict=True)
-            }
-            hx = tuple(initial) if len(initial) > 1 else initial[0]
-
+            hx = as_hx([self.tensor(state, dtype, leaf=True) for state in self.states])
+            leaves |= named_states(self.cell, hx, "0")
         with provider.context(), torch.set_grad_enabled(self.mode == "train"):
-            output, final = module(x, hx)
-            final = final if isinstance(final, tuple) else (final,)
+            output, final = module(leaves["input"], hx)
+            outputs = {"output": output, **named_states(self.cell, final, "_n")}
             if self.mode == "train":
-                ends, cotangents = [output], [self.tensor(self.grad_output, dtype)]
-                if with_state:
-                    ends += final
-                    cotangents += [self.tensor(grad, dtype) for grad in self.grad_states]
-                torch.autograd.backward(ends, cotangents)
+                grads = [self.grad_output, *self.grad_states] if with_state else [self.grad_output]
+                cotangents = [self.tensor(grad, dtype) for grad in grads]
+                torch.autograd.backward([*outputs.values()][: len(cotangents)], cotangents)
+        return named_results(outputs, leaves)
 
-        found = {"output": output.detach()}
-        found |= {
-            f"{name}_n": end.detach() for name, end in zip(self.cell.states, final, strict=True)
-        }
-        if self.mode == "train":
-            found |= {
-                f"grad {name}": leaf.grad for name, leaf in leaves.items() if leaf.grad is not None
-            }
-        return found
-
-    def truth(self, *, with_state: bool) -> dict[str, Tensor]:
+    def truth(self, *, with_state: bool) -> Results:
         """torch.nn's float64 results; where `dtype` is float64 itself, better ones.
 
         On CUDA they are those of torch's own loop: cuDNN is a contender there.
@@ -230,7 +229,7 @@ def yardstick_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float32 if dtype == torch.float64 else dtype
 
 
-def stacked(results: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+def stacked(results: Sequence[Results]) -> Results:
     """Several results of the same names and shapes as one.
 
     The largest error of torch.nn over a handful of elements may be small by luck.
@@ -238,12 +237,27 @@ def stacked(results: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
     return {name: torch.stack([found[name] for found in results]) for name in results[0]}
 
 
+def check_sides(
+    truth: Callable[[torch.dtype], Results], sides: Mapping[str, Callable[[], Results]]
+) -> list[str]:
+    """What is wrong in the float32 results of `sides`, one line a tensor, behind the side's name.
+
+    truth: the results of torch.nn in a dtype.
+    """
+    held_to = truth(torch.float64), truth(torch.float32)
+    return [
+        f"{name}{line}"
+        for name, results in sides.items()
+        for line in compare(*held_to, results(), torch.float32)
+    ]
+
+
 def compare(
-    truth: Mapping[str, Tensor],
-    yardstick: Mapping[str, Tensor],
-    ours: Mapping[str, Tensor],
+    truth: Results,
+    yardstick: Results,
+    ours: Results,
     dtype: torch.dtype,
-    torch_float64: Mapping[str, Tensor] | None = None,
+    torch_float64: Results | None = None,
 ) -> list[str]:
     """The tensors of `ours` that break the rule, one line each; names must be the same in all.
 
@@ -256,17 +270,15 @@ def compare(
     """
     eps = torch.finfo(dtype).eps
     allowance = 3.0 * eps / torch.finfo(torch.float32).eps if dtype == torch.float64 else 2.0
-    yardstick_name = str(yardstick_dtype(dtype)).removeprefix("torch.")
     failures = []
-    for name in itertools.chain(truth, (name for name in ours if name not in truth)):
+    for name in [*truth, *(name for name in ours if name not in truth)]:
         if name not in ours or name not in truth:
             failures.append(f"{name}: {'missing' if name in truth else 'unexpected'}")
             continue
         expected, got = truth[name], ours[name]
         if got.shape != expected.shape or got.dtype != dtype:
-            failures.append(
-                f"{name}: expected {dtype} {list(expected.shape)}, got {got.dtype} {list(got.shape)}"
-            )
+            wanted = f"expected {dtype} {list(expected.shape)}"
+            failures.append(f"{name}: {wanted}, got {got.dtype} {list(got.shape)}")
             continue
         error = largest(got.double() - expected)
         torch_error = largest(yardstick[name].double() - expected)
@@ -276,10 +288,8 @@ def compare(
         bound += eps * largest(expected)
         # Not `error > bound`: a NaN must fail.
         if not error <= bound:
-            failures.append(
-                f"{name}: error {error:.2e} above {bound:.2e} (torch.nn {yardstick_name}"
-                f" {torch_error:.2e})"
-            )
+            torch_nn = f"torch.nn {dtype_name(yardstick_dtype(dtype))} {torch_error:.2e}"
+            failures.append(f"{name}: error {error:.2e} above {bound:.2e} ({torch_nn})")
     return failures
 
 

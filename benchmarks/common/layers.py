@@ -2,37 +2,103 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 
-from benchmarks.common import cli, equality, measure
-from benchmarks.common.devices import Device
-from benchmarks.common.equality import Problem, Verdict
-from benchmarks.common.measure import Measured
-from benchmarks.common.plan import Job
-from benchmarks.common.providers import Provider
-from benchmarks.common.shapes import Shape, flops
-from benchmarks.common.timing import Contender
+from benchmarks.common import equality, rows
+from benchmarks.common.devices import Cpu
+from benchmarks.common.equality import Problem
+from benchmarks.common.measure import Measured, measure
+from benchmarks.common.providers import Cell, Provider
+from benchmarks.common.shapes import Shape, dtype_name, flops
+from benchmarks.common.timing import Contender, training
+
+TF32_FLAGS = {"on": (True,), "off": (False,), "both": (True, False)}
+TF32_NAMES = {True: "on", False: "off", None: "none"}
+
+
+def precision_text(dtype: str, tf32: bool | None) -> str:
+    return dtype if tf32 is None else f"{dtype}, TF32 {TF32_NAMES[tf32]}"
+
+
+# Told apart by identity: a Cell has a dict in it, and a run makes each setting once.
+@dataclass(frozen=True, eq=False)
+class Setting:
+    """What the rows of a summary have in common. tf32: None where there is no such choice."""
+
+    cell: Cell
+    mode: str
+    dtype: torch.dtype
+    tf32: bool | None = None
+
+    @property
+    def precision(self) -> str:
+        return precision_text(dtype_name(self.dtype), self.tf32)
+
+    def __str__(self) -> str:
+        return f"{self.cell.name}, {self.mode}, {self.precision}"
+
+
+def all_settings(
+    cells: Sequence[Cell],
+    dtypes: Sequence[torch.dtype],
+    modes: Sequence[str],
+    tf32: Sequence[bool] = (),
+) -> list[Setting]:
+    """Every combination. tf32: the flags under which float32 is measured; empty: no such choice."""
+    return [
+        Setting(cell, mode, dtype, flag)
+        for cell, dtype in itertools.product(cells, dtypes)
+        for flag in (tf32 if dtype == torch.float32 and tf32 else (None,))
+        for mode in modes
+    ]
 
 
 @dataclass(frozen=True)
 class Row:
-    """One measured job of one provider.
+    """One shape of one provider.
 
     checked: the shape that was proved equal. clock_mhz, kernels: of the device right after the
     timing, and of the baseline; "" where unknown. remarks: lines of the check that a reader should
     see.
     """
 
-    job: Job
     provider: str
+    shape: Shape
     measured: Measured
     checked: Shape
-    clock_mhz: str = ""
-    kernels: str = ""
-    remarks: Sequence[str] = ()
+    clock_mhz: str
+    kernels: str
+    remarks: Sequence[str]
+
+    def as_csv(
+        self, setting: Setting, baseline: str, device: Cpu, conditions: Mapping[str, str]
+    ) -> dict[str, object]:
+        measured = self.measured
+        found = rows.row(
+            conditions,
+            measured.stats,
+            self.shape,
+            dtype_name(setting.dtype),
+            measured.gflops,
+            cell=setting.cell.name,
+            mode=setting.mode,
+            provider=self.provider,
+            baseline=baseline,
+            tf32=TF32_NAMES[setting.tf32],
+            checked_T=self.checked.T,
+            sm_mhz=self.clock_mhz,
+            kernels=self.kernels,
+        )
+        if measured.peak_percent is not None:
+            found[device.peak_field] = f"{measured.peak_percent:.4g}"
+        if measured.host is not None:
+            found["host_ms"] = f"{measured.host.ms:.6g}"
+            found["baseline_host_ms"] = f"{measured.host.baseline_ms:.6g}"
+        return found
 
 
 def contender(problem: Problem, provider: Provider) -> Contender:
@@ -49,84 +115,53 @@ def contender(problem: Problem, provider: Provider) -> Contender:
         return Contender(provider.name, forward, context=provider.context)
 
     grad_output = problem.tensor(problem.grad_output)
-    leaves = [x, *module.parameters()]
-
-    def forget_gradients() -> None:
-        for leaf in leaves:
-            leaf.grad = None
 
     def forward_and_backward() -> object:
         output, final = module(x)
         output.backward(grad_output)
         return output, final
 
-    return Contender(provider.name, forward_and_backward, forget_gradients, provider.context)
+    leaves = [x, *module.parameters()]
+    return training(provider.name, forward_and_backward, leaves, provider.context)
 
 
-def bench_job(
-    job: Job, providers: Sequence[Provider], device: Device, seconds: float, seed: int
+def bench_shape(
+    setting: Setting,
+    shape: Shape,
+    providers: Sequence[Provider],
+    device: Cpu,
+    seconds: float,
+    seed: int,
 ) -> tuple[list[Row], list[str]]:
     """Check and time providers[1:] against providers[0].
 
     Returns the rows of those that are equal, and a line for each tensor that is not. Where the
     baseline itself is wrong there is no row.
     """
-    setting, (baseline, *others) = job.setting, providers
+
+    def problem(shape: Shape) -> Problem:
+        return Problem(setting.cell, shape, setting.mode, setting.dtype, device.tensors, seed)
+
     with device.precision(setting.tf32):
-
-        def problem(shape: Shape) -> Problem:
-            return Problem(setting.cell, shape, setting.mode, setting.dtype, device.tensors, seed)
-
-        checked = device.checked_shape(job.shape, setting.cell.gates)
-        verdicts = check(problem(checked), providers)
-        failures = {name: verdict.failures for name, verdict in verdicts.items()}
-        lines = [f"{name}: {line}" for name, found in failures.items() for line in found]
-        equal = [other for other in others if not failures[baseline.name] + failures[other.name]]
-        timed = problem(job.shape)
-        rows = []
-        for other in equal:
+        checked = device.checked_shape(shape, setting.cell.gates)
+        # Of all providers: what they are held to is computed once.
+        proved = problem(checked)
+        verdicts = {provider.name: equality.check(proved, provider) for provider in providers}
+        lines = [f"{name}: {line}" for name, v in verdicts.items() for line in v.failures]
+        baseline, *others = providers
+        timed, found = problem(shape), []
+        for other in others:
+            if verdicts[baseline.name].failures or verdicts[other.name].failures:
+                continue
             pair = contender(timed, baseline), contender(timed, other)
-            measured = measure.measure(
+            measured = measure(
                 *pair,
-                operations=flops(setting.cell.gates, job.shape, setting.mode),
+                operations=flops(setting.cell.gates, shape, setting.mode),
                 dtype=setting.dtype,
                 seconds=seconds,
                 seed=seed,
                 device=device,
             )
-            clock_mhz = device.clock_mhz()
-            kernels = device.kernels(pair[0])
-            remarks = verdicts[other.name].remarks
-            rows.append(Row(job, other.name, measured, checked, clock_mhz, kernels, remarks))
-    return rows, lines
-
-
-def check(problem: Problem, providers: Sequence[Provider]) -> dict[str, Verdict]:
-    return {provider.name: equality.check(problem, provider) for provider in providers}
-
-
-def as_csv(row: Row, baseline: str, device: Device, conditions: Mapping[str, str]) -> dict:
-    setting, measured = row.job.setting, row.measured
-    found = cli.csv_row(
-        conditions,
-        cell=setting.cell.name,
-        mode=setting.mode,
-        provider=row.provider,
-        baseline=baseline,
-        shape=row.job.shape,
-        dtype=setting.dtype,
-        stats=measured.stats,
-        gflops=measured.gflops,
-        peak_percent=None,
-    )
-    if measured.peak_percent is not None:
-        found[device.peak_field] = f"{measured.peak_percent:.4g}"
-    if measured.host is not None:
-        found["host_ms"] = f"{measured.host.ms:.6g}"
-        found["baseline_host_ms"] = f"{measured.host.baseline_ms:.6g}"
-    return found | {
-        "tf32": setting.tf32_name,
-        "checked_T": row.checked.T,
-        "sm_mhz": row.clock_mhz,
-        "kernels": row.kernels,
-    }
+            known = device.clock_mhz(), device.kernels(pair[0]), verdicts[other.name].remarks
+            found.append(Row(other.name, shape, measured, checked, *known))
+    return found, lines

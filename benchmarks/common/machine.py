@@ -2,16 +2,29 @@
 
 from __future__ import annotations
 
+import os
 import platform
+import re
 import subprocess
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 
-from benchmarks.gpu import kernels as kernel_choice
-
 PEAK_SECONDS = 0.1
+# Asks for kernels of CUDA, and is read at every call.
+KERNEL_VARIABLE = "FASTLSTM_CUDA_KERNEL"
+AUTO = "auto"
+
+
+def wanted_kernel() -> str:
+    """A method, a plan of one such as "cluster:32x16x8", or "auto"."""
+    return os.environ.get(KERNEL_VARIABLE) or AUTO
+
+
+def now() -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
 
 
 def environment(device: str) -> dict[str, str]:
@@ -19,64 +32,54 @@ def environment(device: str) -> dict[str, str]:
 
     device: "cpu" or "cuda". On CUDA the TF32 flag is a condition of each row, and not in here.
     """
+    is_cpu = device == "cpu"
     shared = {
-        "date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "date": now(),
         "commit": commit(),
-        "device": cpu_model() if device == "cpu" else torch.cuda.get_device_name(),
+        "device": cpu_model() if is_cpu else torch.cuda.get_device_name(),
         "torch": torch.__version__,
         "cuda": torch.version.cuda or "none",
         "cudnn": str(torch.backends.cudnn.version() or "none"),
         "threads": str(torch.get_num_threads()),
     }
-    if device == "cpu":
-        return shared | {
-            "tf32": "none",
-            "capability": torch.backends.cpu.get_cpu_capability(),
-            "driver": "none",
-            "wanted_kernel": "none",
-        }
+    if is_cpu:
+        capability = torch.backends.cpu.get_cpu_capability()
+        none = dict.fromkeys(("driver", "wanted_kernel"), "none")
+        return {**shared, "tf32": "none", "capability": capability, **none}
     major, minor = torch.cuda.get_device_capability()
-    return shared | {
-        "capability": f"sm_{major}{minor}",
-        "driver": gpu_driver(),
-        "wanted_kernel": kernel_choice.wanted(),
-    }
+    shared |= {"capability": f"sm_{major}{minor}", "driver": gpu_driver()}
+    return shared | {"wanted_kernel": wanted_kernel()}
+
+
+def first_line(command: Sequence[str], cwd: Path | None = None) -> str:
+    """What `command` prints first, or "unknown" where it fails."""
+    try:
+        done = subprocess.run(
+            command, cwd=cwd, capture_output=True, text=True, timeout=20, check=True
+        )
+    except (OSError, subprocess.SubprocessError):
+        return "unknown"
+    return done.stdout.partition("\n")[0].strip() or "unknown"
 
 
 def commit() -> str:
     """`git describe` of the source tree this file is in, or "unknown" outside git."""
     command = ["git", "describe", "--always", "--dirty", "--tags"]
-    here = Path(__file__).resolve().parent
-    try:
-        done = subprocess.run(
-            command, cwd=here, capture_output=True, text=True, timeout=10, check=False
-        )
-    except (OSError, subprocess.TimeoutExpired):
-        return "unknown"
-    return done.stdout.strip() if done.returncode == 0 else "unknown"
+    return first_line(command, Path(__file__).resolve().parent)
 
 
 def gpu_driver() -> str:
     """The version of the GPU driver, or "unknown"."""
-    command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=False)
-    except (OSError, subprocess.TimeoutExpired):
-        return "unknown"
-    found = done.stdout.partition("\n")[0].strip() if done.returncode == 0 else ""
-    return found or "unknown"
+    return first_line(["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"])
 
 
 def cpu_model() -> str:
     """The processor's own name for itself, as far as the system tells."""
     try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        found = re.search(r"^model name\s*: *(.*)$", Path("/proc/cpuinfo").read_text(), re.M)
     except OSError:
-        lines = []
-    for line in lines:
-        if line.startswith("model name"):
-            return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine() or "unknown"
+        found = None
+    return (found and found[1].strip()) or platform.processor() or platform.machine() or "unknown"
 
 
 def fma_peak(dtype: torch.dtype, threads: int) -> float | None:
@@ -86,11 +89,7 @@ def fma_peak(dtype: torch.dtype, threads: int) -> float | None:
     None where the extension is not built, or has no such loop.
     """
     try:
-        from fastlstm import _C
+        from fastlstm._C import fma_peak as measure
     except ImportError:
         return None
-    measure = getattr(_C, "fma_peak", None)
-    if measure is None:
-        return None
-    computed = "float64" if dtype == torch.float64 else "float32"
-    return measure(computed, threads, PEAK_SECONDS)
+    return measure("float64" if dtype == torch.float64 else "float32", threads, PEAK_SECONDS)

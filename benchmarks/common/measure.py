@@ -2,32 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 
-from benchmarks.common import cli
-from benchmarks.common.devices import Cpu, Device
+from benchmarks.common import cli, rows
+from benchmarks.common.devices import Cpu
+from benchmarks.common.shapes import Shape
 from benchmarks.common.timing import Contender, PairStats, measure_pairs, summarise
 
 HOST_SHARE = 0.1
 
 
-def columns(device: Device) -> tuple[tuple[str, int], ...]:
+def columns(device: Cpu) -> tuple[tuple[str, int], ...]:
     """Titles and widths of the columns that Measured.table_cells fills."""
     host = (("base host", 9), ("host ms", 9)) if device.host_timer() else ()
-    return (
-        ("base ms", 9),
-        ("ms", 9),
-        ("ratio", 6),
-        ("p10", 6),
-        ("p90", 6),
-        ("IQR", 6),
-        *host,
-        ("GFLOP/s", 8),
-        (device.peak_title, len(device.peak_title)),
-        ("pairs", 6),
-    )
+    peak = (device.peak_title, len(device.peak_title))
+    return (*cli.RATIO_COLUMNS, *host, ("GFLOP/s", 8), peak, ("pairs", 6))
 
 
 COLUMNS = columns(Cpu())
@@ -47,15 +39,24 @@ class Measured:
 
     def table_cells(self) -> list[str]:
         """The cells under `columns`."""
-        stats, host = self.stats, self.host
-        host_ms = [host.baseline_ms, host.ms] if host else []
-        return [
-            *cli.ratio_cells(stats),
-            *map(cli.milliseconds, host_ms),
-            cli.number(self.gflops, 1),
-            cli.number(self.peak_percent, 1),
-            str(stats.pairs),
-        ]
+        host_ms = [self.host.baseline_ms, self.host.ms] if self.host else []
+        rates = [cli.number(rate, 1) for rate in (self.gflops, self.peak_percent)]
+        cells = [*cli.ratio_cells(self.stats), *map(cli.milliseconds, host_ms), *rates]
+        return [*cells, str(self.stats.pairs)]
+
+    def as_csv(
+        self, conditions: Mapping[str, str], shape: Shape, **about: object
+    ) -> dict[str, object]:
+        """The row of a run on the CPU in float32."""
+        rates = {"gflops": self.gflops, "peak_percent": self.peak_percent}
+        return rows.row(conditions, self.stats, shape, **rates, **about)
+
+    def misses(self, required: float | None, title: str) -> bool:
+        """Whether the ratio is below `required`, which is said then."""
+        missed = required is not None and self.stats.ratio < required
+        if missed:
+            print(f"MISSED: {title}: {self.stats.ratio:.3f}x is below {required:g}x")
+        return missed
 
 
 def measure(
@@ -63,10 +64,10 @@ def measure(
     contender: Contender,
     *,
     operations: int,
-    dtype: torch.dtype,
     seconds: float,
     seed: int,
-    device: Device | None = None,
+    dtype: torch.dtype = torch.float32,
+    device: Cpu | None = None,
 ) -> Measured:
     """Time both alternately; `operations` are the floating-point operations of a call.
 

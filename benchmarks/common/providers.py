@@ -11,36 +11,33 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
+# Of each cell of the library: the name that kernels have for it, gates, and whether it has a c.
+KINDS = (("LSTM", 4, True), ("GRU", 3, False), ("RNN_TANH", 1, False), ("RNN_RELU", 1, False))
+
 
 @dataclass(frozen=True)
 class Cell:
     """A recurrent cell: its class in torch.nn and in fastlstm, its gates and its states.
 
-    options: what the constructor is given besides the sizes.
+    mode: the name that kernels have for it. options: what the constructor is given besides sizes.
     """
 
     name: str
     module: str
+    mode: str
     gates: int
     states: tuple[str, ...]
     options: Mapping[str, object] = field(default_factory=dict)
 
-    @property
-    def mode(self) -> str:
-        """The name that kernels have for it."""
-        nonlinearity = str(self.options.get("nonlinearity", "tanh"))
-        return self.module if self.gates > 1 else f"{self.module}_{nonlinearity.upper()}"
+
+def make_cell(mode: str, gates: int, has_c: bool) -> Cell:
+    module, _, nonlinearity = mode.partition("_")
+    name = module if nonlinearity in ("", "TANH") else mode
+    options = {"nonlinearity": nonlinearity.lower()} if nonlinearity else {}
+    return Cell(name.lower(), module, mode, gates, ("h", "c") if has_c else ("h",), options)
 
 
-CELLS: dict[str, Cell] = {
-    cell.name: cell
-    for cell in (
-        Cell("lstm", "LSTM", gates=4, states=("h", "c")),
-        Cell("gru", "GRU", gates=3, states=("h",)),
-        Cell("rnn", "RNN", gates=1, states=("h",)),
-        Cell("rnn_relu", "RNN", gates=1, states=("h",), options={"nonlinearity": "relu"}),
-    )
-}
+CELLS: dict[str, Cell] = {cell.name: cell for cell in (make_cell(*kind) for kind in KINDS)}
 
 # The modules of a single step: LSTMCell as "lstm_cell", and so on.
 STEPS: dict[str, Cell] = {
@@ -69,19 +66,15 @@ def make_fastlstm(cell: Cell, input_size: int, hidden_size: int) -> nn.Module:
     return getattr(fastlstm, cell.module)(input_size, hidden_size, **cell.options)
 
 
-def make_reference(cell: Cell, input_size: int, hidden_size: int) -> nn.Module:
-    return ReferenceLayer(make_torch(cell, input_size, hidden_size), cell)
-
-
 class ReferenceLayer(nn.Module):
     """fastlstm's plain PyTorch loop over the parameters of a torch.nn layer."""
 
-    def __init__(self, layer: nn.Module, cell: Cell) -> None:
+    def __init__(self, cell: Cell, input_size: int, hidden_size: int) -> None:
         super().__init__()
         from fastlstm import reference
 
         self._loop = partial(getattr(reference, cell.module.lower()), **cell.options)
-        for name, parameter in layer.named_parameters():
+        for name, parameter in make_torch(cell, input_size, hidden_size).named_parameters():
             self.register_parameter(name, parameter)
 
     def forward(self, input: Tensor, hx: object = None) -> object:
@@ -112,7 +105,7 @@ PROVIDERS: dict[str, Provider] = {
         Provider("torch", make_torch),
         Provider("torch-native", make_torch, context=libraries_off),
         Provider("fastlstm", make_fastlstm),
-        Provider("reference", make_reference),
+        Provider("reference", ReferenceLayer),
     )
 }
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import torch
+
 MODES = ("infer", "train")
 
 
@@ -19,57 +21,36 @@ class Shape(NamedTuple):
         return f"{self.T},{self.N},{self.I},{self.H}"
 
 
-GRIDS: dict[str, tuple[Shape, ...]] = {
-    "quick": (
-        Shape(25, 1, 64, 100),
-        Shape(50, 50, 65, 128),
-        Shape(64, 32, 64, 64),
-        Shape(128, 8, 200, 200),
-    ),
-    "full": (
-        Shape(25, 1, 64, 100),
-        Shape(100, 1, 128, 256),
-        Shape(50, 50, 65, 128),
-        Shape(64, 32, 64, 64),
-        Shape(100, 32, 128, 256),
-        Shape(128, 16, 512, 512),
-        Shape(50, 64, 512, 512),
-        Shape(50, 50, 128, 512),
-        Shape(20, 64, 300, 512),
-        Shape(35, 20, 650, 650),
-        Shape(64, 128, 256, 1024),
-        Shape(128, 8, 200, 200),
-    ),
-    # The most important ones first: a run that must end early leaves out the last ones.
-    "gpu": (
-        Shape(1024, 16, 768, 768),
-        Shape(512, 1, 256, 256),
-        Shape(256, 64, 512, 512),
-        Shape(128, 128, 1024, 1024),
-        Shape(64, 256, 1024, 1024),
-        Shape(512, 32, 128, 128),
-        Shape(512, 44, 160, 160),
-        Shape(512, 16, 64, 64),
-        Shape(128, 64, 2048, 2048),
-        Shape(35, 20, 1500, 1500),
-        Shape(50, 50, 128, 512),
-        Shape(256, 8, 1024, 1024),
-    ),
-}
-
-
 def parse_shape(text: str) -> Shape:
     """Read "T,N,I,H", four positive integers. Raises ValueError with one line that says why."""
-    parts = text.split(",")
-    if len(parts) != 4:
-        raise ValueError(f"a shape is four integers T,N,I,H, got {text!r}")
     try:
-        sizes = [int(part) for part in parts]
+        sizes = [int(part) for part in text.split(",")]
     except ValueError:
-        raise ValueError(f"a shape is four integers T,N,I,H, got {text!r}") from None
+        sizes = []
+    if len(sizes) != 4:
+        raise ValueError(f"a shape is four integers T,N,I,H, got {text!r}")
     if min(sizes) < 1:
         raise ValueError(f"the sizes of a shape are at least 1, got {text!r}")
     return Shape(*sizes)
+
+
+def parse_shapes(text: str) -> tuple[Shape, ...]:
+    return tuple(map(parse_shape, text.split()))
+
+
+GRIDS: dict[str, tuple[Shape, ...]] = {
+    "quick": parse_shapes("25,1,64,100 50,50,65,128 64,32,64,64 128,8,200,200"),
+    "full": parse_shapes(
+        "25,1,64,100 100,1,128,256 50,50,65,128 64,32,64,64 100,32,128,256 128,16,512,512 "
+        "50,64,512,512 50,50,128,512 20,64,300,512 35,20,650,650 64,128,256,1024 128,8,200,200"
+    ),
+    # The most important ones first: a run that must end early leaves out the last ones.
+    "gpu": parse_shapes(
+        "1024,16,768,768 512,1,256,256 256,64,512,512 128,128,1024,1024 64,256,1024,1024 "
+        "512,32,128,128 512,44,160,160 512,16,64,64 128,64,2048,2048 35,20,1500,1500 "
+        "50,50,128,512 256,8,1024,1024"
+    ),
+}
 
 
 def flops(gates: int, shape: Shape, mode: str, rows: int | None = None) -> int:
@@ -87,3 +68,7 @@ def flops(gates: int, shape: Shape, mode: str, rows: int | None = None) -> int:
     rows = shape.T * shape.N if rows is None else rows
     forward = 2 * gates * shape.H * (shape.I + shape.H) * rows
     return {"infer": 1, "train": 3}[mode] * forward
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")

@@ -11,11 +11,14 @@ import contextlib
 import gc
 import math
 import random
+import statistics
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
-from typing import Protocol
+
+import torch
+from torch import Tensor
 
 MIN_PAIRS = 5
 MIN_BATCH_SECONDS = 0.01
@@ -37,43 +40,44 @@ class Contender:
     calls: int = 1
 
 
-class Timer(Protocol):
-    """How one sample of a contender is taken: `seconds` returns the time of a call."""
+def training(
+    name: str,
+    run: Callable[[], object],
+    leaves: Iterable[Tensor],
+    context: Callable[[], AbstractContextManager] = nullcontext,
+) -> Contender:
+    """`run` computes the gradients of `leaves`, which are set to None between its calls."""
+    leaves = list(leaves)
 
-    def seconds(self, contender: Contender) -> float: ...
+    def forget_gradients() -> None:
+        for leaf in leaves:
+            leaf.grad = None
+
+    return Contender(name, run, forget_gradients, context)
 
 
-class WallTimer:
+# How one sample of a contender is taken: the seconds of a call.
+Timer = Callable[[Contender], float]
+
+
+def wall_timer(
+    clock: Callable[[], float] = time.perf_counter,
+    synchronize: Callable[[], object] = lambda: None,
+) -> Timer:
     """One run of a contender on the wall clock, after `synchronize`, which is off the clock."""
 
-    def __init__(
-        self,
-        clock: Callable[[], float] = time.perf_counter,
-        synchronize: Callable[[], object] = lambda: None,
-    ) -> None:
-        self._clock = clock
-        self._synchronize = synchronize
-
-    def seconds(self, contender: Contender) -> float:
+    def seconds(contender: Contender) -> float:
         contender.prepare()
-        self._synchronize()
+        synchronize()
         with contender.context():
-            start = self._clock()
+            start = clock()
             # Held until the clock has stopped: freeing the result is not part of the call.
             result = contender.run()
-            elapsed = self._clock() - start
+            elapsed = clock() - start
         del result
         return elapsed / contender.calls
 
-
-class Event(Protocol):
-    """What EventTimer uses of torch.cuda.Event; elapsed_time is in milliseconds."""
-
-    def record(self) -> None: ...
-
-    def synchronize(self) -> None: ...
-
-    def elapsed_time(self, end: Event, /) -> float: ...
+    return seconds
 
 
 class EventTimer:
@@ -81,17 +85,19 @@ class EventTimer:
 
     Calls follow each other without waiting, as in a training loop. A batch has so many of them that
     it lasts `min_seconds`: beside that, the resolution of an event (0.5 us) and the way of the first
-    call to an idle device are nothing.
+    call to an idle device are nothing. make_event: a torch.cuda.Event with a time.
     """
 
     def __init__(
-        self, make_event: Callable[[], Event], min_seconds: float = MIN_BATCH_SECONDS
+        self,
+        make_event: Callable[[], torch.cuda.Event],
+        min_seconds: float = MIN_BATCH_SECONDS,
     ) -> None:
         self._make_event = make_event
         self._min_seconds = min_seconds
         self._runs: dict[Contender, int] = {}
 
-    def seconds(self, contender: Contender) -> float:
+    def __call__(self, contender: Contender) -> float:
         if contender not in self._runs:
             self._runs[contender] = self._runs_of_a_batch(contender)
         runs = self._runs[contender]
@@ -119,6 +125,56 @@ class EventTimer:
         return start.elapsed_time(end) / 1e3
 
 
+def measure_rounds(
+    contenders: Sequence[Contender],
+    seconds: float,
+    *,
+    min_rounds: int,
+    rng: random.Random,
+    timer: Timer,
+    clock: Callable[[], float] = time.perf_counter,
+) -> list[tuple[float, ...]]:
+    """Time all of them once a round for about `seconds`, at least `min_rounds` rounds.
+
+    The order is drawn anew for each round, so that none always finds the caches as the same other
+    one left them. Returns the rounds in the order they were taken, each in the order of
+    `contenders`, in seconds of a call.
+    """
+    end = clock() + seconds
+    rounds: list[tuple[float, ...]] = []
+    places = range(len(contenders))
+    while len(rounds) < min_rounds or clock() < end:
+        taken = {place: timer(contenders[place]) for place in rng.sample(places, len(places))}
+        rounds.append(tuple(taken[place] for place in places))
+    return rounds
+
+
+def measure_pairs(
+    baseline: Contender,
+    contender: Contender,
+    seconds: float,
+    *,
+    min_pairs: int = MIN_PAIRS,
+    seed: int = 0,
+    timer: Timer | None = None,
+    clock: Callable[[], float] = time.perf_counter,
+) -> list[tuple[float, float]]:
+    """Time both alternately for about `seconds`, at least `min_pairs` pairs, after a warm-up.
+
+    Which of the two goes first is drawn anew for each pair (`seed`). The garbage collector is off
+    meanwhile. timer: wall_timer(clock) where None. Returns the pairs (baseline, contender) in the
+    order they were taken, in seconds of a call.
+    """
+    timer = timer or wall_timer(clock)
+    rng, both = random.Random(seed), (baseline, contender)
+    with garbage_collector_off():
+        for share, least in ((WARMUP_SHARE, MIN_WARMUPS), (1.0, min_pairs)):
+            pairs = measure_rounds(
+                both, share * seconds, min_rounds=least, rng=rng, timer=timer, clock=clock
+            )
+    return pairs
+
+
 @dataclass(frozen=True)
 class PairStats:
     """Times in milliseconds; ratios are baseline / contender, so above 1 the contender is faster.
@@ -138,93 +194,21 @@ class PairStats:
     ratio_p90: float
 
 
-def percentile(values: Sequence[float], percent: float) -> float:
-    """The `percent`-th percentile (0 to 100), linear between neighbours. `values` is not empty."""
-    ordered = sorted(values)
-    position = (len(ordered) - 1) * percent / 100
-    low = math.floor(position)
-    high = min(low + 1, len(ordered) - 1)
-    return ordered[low] + (ordered[high] - ordered[low]) * (position - low)
-
-
-def geometric_mean(values: Sequence[float]) -> float:
-    """The geometric mean of positive values. `values` is not empty."""
-    return math.exp(math.fsum(math.log(value) for value in values) / len(values))
-
-
-def measure_rounds(
-    contenders: Sequence[Contender],
-    seconds: float,
-    *,
-    min_rounds: int,
-    rng: random.Random,
-    timer: Timer,
-    clock: Callable[[], float] = time.perf_counter,
-) -> list[tuple[float, ...]]:
-    """Time all of them once a round for about `seconds`, at least `min_rounds` rounds.
-
-    The order is drawn anew for each round, so that none always finds the caches as the same other
-    one left them.
-
-    Returns the rounds in the order they were taken, each in the order of `contenders`, in seconds
-    of a call.
-    """
-    end = clock() + seconds
-    rounds: list[tuple[float, ...]] = []
-    while len(rounds) < min_rounds or clock() < end:
-        order = list(range(len(contenders)))
-        rng.shuffle(order)
-        taken = {index: timer.seconds(contenders[index]) for index in order}
-        rounds.append(tuple(taken[index] for index in range(len(contenders))))
-    return rounds
-
-
-def measure_pairs(
-    baseline: Contender,
-    contender: Contender,
-    seconds: float,
-    *,
-    min_pairs: int = MIN_PAIRS,
-    seed: int = 0,
-    timer: Timer | None = None,
-    clock: Callable[[], float] = time.perf_counter,
-) -> list[tuple[float, float]]:
-    """Time both alternately for about `seconds`, at least `min_pairs` pairs, after a warm-up.
-
-    Which of the two goes first is drawn anew for each pair (`seed`). The garbage collector is off
-    meanwhile.
-
-    timer: takes the samples; a WallTimer of `clock` where None.
-
-    Returns the pairs (baseline, contender) in the order they were taken, in seconds of a call.
-    """
-    timer = timer or WallTimer(clock)
-    rng = random.Random(seed)
-    both = (baseline, contender)
-    with garbage_collector_off():
-        for share, least in ((WARMUP_SHARE, MIN_WARMUPS), (1.0, min_pairs)):
-            pairs = measure_rounds(
-                both, share * seconds, min_rounds=least, rng=rng, timer=timer, clock=clock
-            )
-    return pairs
+def percentiles(values: Sequence[float], *percents: int) -> list[float]:
+    """Percentiles, multiples of 5 from 5 to 95, linear between neighbours. values: one or more."""
+    several = [*values] if len(values) > 1 else [*values] * 2
+    cuts = statistics.quantiles(several, n=20, method="inclusive")
+    return [cuts[percent // 5 - 1] for percent in percents]
 
 
 def summarise(pairs: Sequence[tuple[float, float]]) -> PairStats:
     """Statistics of `pairs` (baseline, contender) in seconds. `pairs` is not empty."""
-    baseline_ms = [1e3 * baseline for baseline, _ in pairs]
-    ms = [1e3 * contender for _, contender in pairs]
     ratios = [baseline / contender for baseline, contender in pairs]
     return PairStats(
-        pairs=len(pairs),
-        baseline_ms=percentile(baseline_ms, 50),
-        ms=percentile(ms, 50),
-        ms_p10=percentile(ms, 10),
-        ms_p90=percentile(ms, 90),
-        ratio=percentile(ratios, 50),
-        ratio_p10=percentile(ratios, 10),
-        ratio_p25=percentile(ratios, 25),
-        ratio_p75=percentile(ratios, 75),
-        ratio_p90=percentile(ratios, 90),
+        len(pairs),
+        *percentiles([1e3 * baseline for baseline, _ in pairs], 50),
+        *percentiles([1e3 * contender for _, contender in pairs], 50, 10, 90),
+        *percentiles(ratios, 50, 10, 25, 75, 90),
     )
 
 

@@ -19,16 +19,16 @@ import json
 import re
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
 
 sys.path.append(str(Path(__file__).resolve().parents[2]))
 
-from benchmarks.common import cli
+from benchmarks.common import cli, rows
 from benchmarks.common.devices import DEVICES
-from benchmarks.common.files import replace_text
 from benchmarks.gpu.phases import PHASES, run_phase
 from benchmarks.gpu.workplace import ROOT, Result, Workplace
 
@@ -39,7 +39,6 @@ LIMITS = {"build": 210.0, "test": 110.0, "sanitize": 120.0, "exchange": 50.0}
 SHARES = {"methods": 45.0, "bench": 45.0, "profile": 10.0}
 # Kept back, so that stopping the last command and writing the summary are within the budget.
 RESERVE = 10.0
-INTERRUPTED = 130
 
 
 def file_name(device: str) -> str:
@@ -65,38 +64,11 @@ def workplace(args: argparse.Namespace, device: str) -> Workplace:
     return place
 
 
-class Summary:
-    """What is known so far, in a JSON file that is replaced after every phase.
-
-    Phases of an earlier call stay in it where the conditions were the same, but for the date.
-    """
-
-    def __init__(self, path: Path, conditions: dict[str, str]) -> None:
-        self._path = path
-        self._conditions = conditions
-        self._phases = earlier_phases(path, conditions)
-
-    def add(self, name: str, result: Result, seconds: float) -> None:
-        self._phases[name] = {
-            "date": self._conditions.get("date", ""),
-            "state": result.state,
-            "text": result.text,
-            "detail": result.detail,
-            "seconds": round(seconds, 1),
-        }
-        found = {"conditions": self._conditions, "phases": self._phases}
-        replace_text(self._path, json.dumps(found, indent=2) + "\n")
-
-
-def earlier_phases(path: Path, conditions: dict[str, str]) -> dict[str, object]:
+def earlier_phases(path: Path, conditions: Mapping[str, str]) -> dict[str, object]:
     """The phases in the file at `path`, as far as it is of the same machine and commit."""
-
-    def undated(of: dict[str, str]) -> dict[str, str]:
-        return {name: value for name, value in of.items() if name != "date"}
-
     try:
         found = json.loads(path.read_text())
-        same = undated(found["conditions"]) == undated(conditions)
+        same = found["conditions"] | {"date": ""} == {**conditions, "date": ""}
         return found["phases"] if same else {}
     except (OSError, ValueError, KeyError):
         return {}
@@ -114,12 +86,18 @@ def limit(names: Sequence[str], index: int, left: float) -> float:
     return max(left - fixed, 0.0) * SHARES[name] / (SHARES[name] + sum(shares))
 
 
-def check(names: Sequence[str], place: Workplace, summary: Summary, budget: float) -> bool:
+def check(
+    names: Sequence[str], place: Workplace, conditions: Mapping[str, str], budget: float
+) -> bool:
     """Run the phases `names` within `budget` seconds; False where one is red.
 
-    Prints a line for each, and what it leaves for the reader.
+    Prints a line for each, and what it leaves for the reader. What is known so far is in a JSON
+    file that is replaced after every phase; phases of an earlier call stay in it where the
+    conditions were the same, but for the date.
     """
     end = time.monotonic() + budget - RESERVE
+    path = place.logs / "summary.json"
+    phases = earlier_phases(path, conditions)
     good = True
     for index, name in enumerate(names):
         start = time.monotonic()
@@ -133,33 +111,24 @@ def check(names: Sequence[str], place: Workplace, summary: Summary, budget: floa
         print(f"{name:9} {result.state:8} {taken:6.1f} s  {result.text}", flush=True)
         if result.detail:
             print(f"--- {name} ---\n{result.detail}\n---", flush=True)
-        summary.add(name, result, taken)
+        found = {**asdict(result), "seconds": round(taken, 1)}
+        phases[name] = {"date": conditions.get("date", ""), **found}
+        summary = {"conditions": conditions, "phases": phases}
+        rows.replace_text(path, json.dumps(summary, indent=2) + "\n")
         good &= result.state != "red"
         if interrupt is not None:
             raise interrupt
     return good
 
 
-def build_parser() -> argparse.ArgumentParser:
-    parser = cli.LineParser(
-        prog="benchmarks.gpu.check",
-        description="Build, test, sanitize and measure on the GPU at hand.",
+def build_parser() -> cli.Parser:
+    parser = cli.Parser(
+        prog="benchmarks.gpu.check", description="Build, test, sanitize and measure on this GPU."
     )
-    cli.add_choices(parser, "--phases", "phase", tuple(PHASES), default=",".join(PHASES))
-    parser.add_argument(
-        "--budget",
-        type=cli.positive_float,
-        default=BUDGET,
-        metavar="SECONDS",
-        help="for all of it (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--seconds",
-        type=cli.positive_float,
-        default=0.3,
-        help="time for the pairs of one row of the benchmark (default: %(default)s)",
-    )
-    parser.add_argument(
+    parser.add_names("--phases", "phase", PHASES, ",".join(PHASES))
+    parser.add("--budget", default=BUDGET, help="for all of it")
+    parser.add("--seconds", default=0.3, help="time for the pairs of one row of the benchmark")
+    parser.add(
         "--out",
         type=Path,
         metavar="FOLDER",
@@ -175,15 +144,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     device = DEVICES["cuda"]()
     reason = device.why_unusable()
     if reason is not None:
-        parser.exit(2, f"{parser.prog}: error: needs a GPU: {reason}\n")
+        parser.fail(f"needs a GPU: {reason}")
     conditions = device.conditions()
     cli.print_conditions(conditions)
     place = workplace(args, conditions["device"])
-    summary = Summary(place.logs / "summary.json", conditions)
     try:
-        return 0 if check(args.phases, place, summary, args.budget) else 1
+        return 0 if check(args.phases, place, conditions, args.budget) else 1
     except KeyboardInterrupt:
-        return INTERRUPTED
+        return cli.INTERRUPTED
 
 
 if __name__ == "__main__":

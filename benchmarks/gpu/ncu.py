@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import csv
-import os
-import shutil
+import re
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from benchmarks.common import csv_rows
-from benchmarks.gpu.kernel_names import with_arguments
-from benchmarks.gpu.workplace import ROOT, Result, Workplace, red
+from benchmarks.common import rows
+from benchmarks.gpu.workplace import ROOT, Result, Workplace, find_tool, red
 
 CALL = ROOT / "benchmarks" / "gpu" / "profile_call.py"
 SECTIONS = ("SpeedOfLight", "WarpStateStats", "MemoryWorkloadAnalysis", "LaunchStats")
@@ -38,17 +36,14 @@ MOST_KERNELS = 12
 
 
 def find_ncu(environ: Mapping[str, str]) -> str | None:
-    """The path of ncu: on PATH, in the CUDA toolkit, or where its installer puts it."""
-    toolkits = [environ.get("CUDA_HOME", ""), "/usr/local/cuda"]
-    folders = [environ.get("PATH", ""), *(f"{kit}/bin" for kit in toolkits if kit)]
-    installed = sorted(Path("/opt/nvidia/nsight-compute").glob("*"))
-    return shutil.which("ncu", path=os.pathsep.join([*folders, *map(str, installed)]))
+    """The path of ncu, which has an installer of its own as well."""
+    return find_tool("ncu", environ, *sorted(Path("/opt/nvidia/nsight-compute").glob("*")))
 
 
 def slowest(path: Path) -> dict[str, str] | None:
     """Of the last run in the file the row that is slowest beside torch.nn; None where is none."""
-    rows = csv_rows.read_rows(path) if path.exists() else []
-    last = [row for row in rows if row["date"] == rows[-1]["date"]]
+    found = rows.read(path) if path.exists() else []
+    last = [row for row in found if row["date"] == found[-1]["date"]]
     return min(last, key=lambda row: float(row["ratio"]), default=None)
 
 
@@ -116,14 +111,10 @@ def summaries(lines: Sequence[str]) -> list[str]:
 def account(found: Mapping[str, str]) -> str:
     """The metrics of a kernel that say most, and why its warps wait."""
     told = [f"{ours} {found[theirs]}" for theirs, ours in METRICS.items() if theirs in found]
-    stalls = {
-        name.removeprefix("Stall "): value
-        for name, value in found.items()
-        if name.startswith("Stall ") and as_number(value) > 0
-    }
-    worst = sorted(stalls, key=lambda name: -as_number(stalls[name]))[:STALLS_SHOWN]
-    told += [f"stalls {', '.join(f'{name} {stalls[name]}' for name in worst)}"] if worst else []
-    return ", ".join(told)
+    stalls = [name for name in found if name.startswith("Stall ") and as_number(found[name]) > 0]
+    worst = sorted(stalls, key=lambda name: -as_number(found[name]))[:STALLS_SHOWN]
+    waits = ", ".join(f"{name.removeprefix('Stall ')} {found[name]}" for name in worst)
+    return ", ".join([*told, f"stalls {waits}"] if worst else told)
 
 
 def as_number(value: str) -> float:
@@ -132,3 +123,13 @@ def as_number(value: str) -> float:
         return float(value.split()[0].replace(",", ""))
     except (IndexError, ValueError):
         return 0.0
+
+
+def with_arguments(name: str) -> str:
+    """The `name` of a kernel with its template arguments, without return type, namespaces and
+    parameters."""
+    name = name.replace("(anonymous namespace)::", "")
+    name = re.sub(r"\b\w+::", "", name)
+    # Values of an enum: (Exchange)0.
+    name = re.sub(r"\(\w+\)(?=\d)", "", name)
+    return name.partition("(")[0].removeprefix("void ").strip()

@@ -5,46 +5,32 @@ from __future__ import annotations
 import importlib.util
 import os
 import re
-import shutil
 import sys
 import xml.etree.ElementTree as ElementTree
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 
 from benchmarks.common.processes import Command, Finished, run_together
 from benchmarks.gpu.kernels import METHODS, PERSISTENT
 from benchmarks.gpu.ncu import run_profile
-from benchmarks.gpu.workplace import ROOT, Result, Workplace, merged, red
+from benchmarks.gpu.workplace import ROOT, Result, Workplace, arch, find_tool, merged, red
 
 BENCHMARKS = ROOT / "benchmarks"
 SMOKE = BENCHMARKS / "gpu" / "smoke.py"
-BENCH = BENCHMARKS / "bench_cells.py"
-EXCHANGE = BENCHMARKS / "bench_exchange.py"
-METHODS_BENCH = BENCHMARKS / "bench_methods.py"
 GRID = "--device cuda --grid gpu --cells lstm,gru --dtype float32,bfloat16,float16 --tf32 both"
-# Of the time of the benchmark, for what is not a row: imports, the row under way at the end, the
-# picture.
-BENCH_MARGIN = 20.0
-# The same of the methods: the job under way.
-METHODS_MARGIN = 15.0
-# The same of the exchange schemes: what ends the scheme under way.
-EXCHANGE_MARGIN = 5.0
-SANITIZER_TOOLS = ("memcheck", "racecheck")
+# Of the time of a script, for what is not a row: imports, and what is under way at the end; of the
+# benchmark the picture too.
+MARGINS = {"exchange": 5.0, "methods": 15.0, "bench": 20.0}
 # A failing call of the CUDA API is an error of torch's anyway, and torch makes some that may fail.
-SANITIZER_OPTIONS = {"memcheck": ["--report-api-errors", "no"], "racecheck": []}
+SANITIZERS = {"memcheck": ["--report-api-errors", "no"], "racecheck": []}
 # Test files that have a process for the tests of each method, by the words in their names: a kernel
 # that fails takes all later calls with it.
 SPLIT_TESTS = {
     "test_layers.py": ("cuda-stepwise", "cuda-auto"),
     "test_families.py": ("auto", *PERSISTENT),
 }
-
-
-def arch(capability: tuple[int, int]) -> str:
-    """The architecture to compile for: with what only this one has where kernels use it."""
-    major, minor = capability
-    return f"{major}.{minor}a" if (major, minor) == (9, 0) else f"{major}.{minor}"
 
 
 def build_extension(place: Workplace, seconds: float) -> Result:
@@ -106,31 +92,18 @@ def marked_tests(folder: Path) -> list[Path]:
     return [p for p in files if re.search(r"mark\.cuda|cuda_devices", p.read_text())]
 
 
-@dataclass(frozen=True)
-class Counts:
-    """Of the tests in a report of pytest."""
-
-    ran: int = 0
-    failed: int = 0
-    skipped: int = 0
-
-    def __add__(self, other: Counts) -> Counts:
-        return Counts(
-            self.ran + other.ran, self.failed + other.failed, self.skipped + other.skipped
-        )
-
-
-def read_report(path: Path) -> Counts | None:
-    """The counts in a JUnit report; None where there is none."""
+def read_report(path: Path) -> Counter[str] | None:
+    """How many tests ran, failed and were skipped by a JUnit report; None where there is none."""
     try:
         suites = list(ElementTree.parse(path).getroot().iter("testsuite"))
     except (OSError, ElementTree.ParseError):
         return None
-    tests, failures, errors, skipped = (
-        sum(int(suite.get(name, 0)) for suite in suites)
-        for name in ("tests", "failures", "errors", "skipped")
-    )
-    return Counts(tests - skipped, failures + errors, skipped)
+    found: Counter[str] = Counter()
+    for suite in suites:
+        found.update({name: int(suite.get(name, 0)) for name in ("tests", "skipped")})
+        found["ran"] += int(suite.get("tests", 0)) - int(suite.get("skipped", 0))
+        found["failed"] += int(suite.get("failures", 0)) + int(suite.get("errors", 0))
+    return found
 
 
 def test_groups(files: Sequence[Path]) -> dict[str, list[object]]:
@@ -157,26 +130,20 @@ def run_tests(place: Workplace, seconds: float) -> Result:
         command = [sys.executable, "-m", "pytest", "-q", "-m", "cuda", "--durations=10"]
         command += [f"--junitxml={reports[name]}", "-p", "no:cacheprovider"]
         commands[name] = [*command, *which]
-    all_done = place.run_all(commands, seconds)
-    wrong, total = [], Counts()
-    for name, done in all_done.items():
+    wrong, total = [], Counter()
+    for name, done in place.run_all(commands, seconds).items():
         counts = read_report(reports[name])
-        total += counts or Counts()
+        total += counts or Counter()
         if done.code != 0 or counts is None:
-            failed = "tests" if counts is None else f"{counts.failed} of {counts.ran} tests failed"
+            failed = f"{counts['failed']} of {counts['ran']} tests failed" if counts else "tests"
             wrong.append(red(done, failed if name == "test" else f"{name}: {failed}"))
     if wrong:
         return merged(wrong)
-    text = f"{total.ran} tests passed, {total.skipped} skipped"
+    text = f"{total['ran']} tests passed, {total['skipped']} skipped"
     # Of one method they may all be skipped: not every GPU has clusters.
-    return Result("green", text) if total.ran else Result("red", f"{text}: nothing was tested")
-
-
-def find_sanitizer(environ: Mapping[str, str]) -> str | None:
-    """The path of compute-sanitizer: on PATH, or in the CUDA toolkit."""
-    toolkits = [environ.get("CUDA_HOME", ""), "/usr/local/cuda"]
-    folders = [environ.get("PATH", ""), *(f"{kit}/bin" for kit in toolkits if kit)]
-    return shutil.which("compute-sanitizer", path=os.pathsep.join(folders))
+    if not total["ran"]:
+        return Result("red", f"{text}: nothing was tested")
+    return Result("green", text)
 
 
 def run_sanitizer(place: Workplace, seconds: float) -> Result:
@@ -185,59 +152,57 @@ def run_sanitizer(place: Workplace, seconds: float) -> Result:
     In kernels of clusters, stores of other blocks and an mbarrier order what a block does with its
     shared memory, without a barrier of its own: racecheck may not follow that.
     """
-    sanitizer = find_sanitizer(place.environ)
+    sanitizer = find_tool("compute-sanitizer", place.environ)
     if sanitizer is None:
-        return Result(
-            "skipped", "compute-sanitizer is not installed (it is part of the CUDA toolkit)"
-        )
+        missing = "compute-sanitizer is not installed (it is part of the CUDA toolkit)"
+        return Result("skipped", missing)
     commands = {}
-    for tool in SANITIZER_TOOLS:
+    for tool, options in SANITIZERS.items():
         before = [sanitizer, "--tool", tool, "--target-processes", "application-only"]
         before += ["--kernel-name", "kernel_substring=fastlstm", "--error-exitcode", "86"]
-        commands |= smoke_commands(tool, [*before, *SANITIZER_OPTIONS[tool]])
+        commands |= smoke_commands(tool, [*before, *options])
     # Every tensor an allocation of its own, whose end memcheck knows.
     finished = place.run_all(commands, seconds, PYTORCH_NO_CUDA_MEMORY_CACHING="1")
     result = judge_smoke(finished)
-    if result.state != "green":
-        lines = (line for done in finished.values() for line in done.lines())
-        if any("Device not supported" in line for line in lines):
-            return Result("skipped", "compute-sanitizer does not support this device")
-        return result
-    return Result("green", f"{' and '.join(SANITIZER_TOOLS)}: nothing found in {result.text}")
+    if result.state == "green":
+        return Result("green", f"{' and '.join(SANITIZERS)}: nothing found in {result.text}")
+    if any("Device not supported" in line for done in finished.values() for line in done.lines()):
+        return Result("skipped", "compute-sanitizer does not support this device")
+    return result
 
 
 def run_exchange(place: Workplace, seconds: float) -> Result:
     """Measure how blocks may exchange a state in every step, which needs nothing but nvcc."""
-    command = [EXCHANGE, "--csv", place.csv_of("exchange"), "--build", place.build / "exchange"]
-    return measured(place, "exchange", command, seconds, EXCHANGE_MARGIN)
+    folder = place.build / "exchange"
+    options = ["--csv", place.csv_of("exchange"), "--build", folder]
+    return measured(place, "exchange", "bench_exchange.py", options, seconds)
 
 
 def run_methods(place: Workplace, seconds: float) -> Result:
     """Measure every method and its plans on the grid `gpu`, as far as there is time."""
-    command = [METHODS_BENCH, "--csv", place.csv_of("methods")]
-    return measured(place, "methods", command, seconds, METHODS_MARGIN)
+    options = ["--csv", place.csv_of("methods")]
+    return measured(place, "methods", "bench_methods.py", options, seconds)
 
 
 def run_benchmark(place: Workplace, seconds: float) -> Result:
     """Measure the grid `gpu`, as much of it as there is time for."""
-    command = [BENCH, *GRID.split(), "--seconds", f"{place.row_seconds:g}", "--csv", place.csv]
-    without = ""
-    if importlib.util.find_spec("matplotlib") is None:
-        without = " (no picture: matplotlib is not installed)"
-    else:
-        command += ["--plot", place.picture]
-    result = measured(place, "bench", command, seconds, BENCH_MARGIN)
-    return Result(result.state, f"{result.text}{without}", result.detail)
+    options = [*GRID.split(), "--seconds", f"{place.row_seconds:g}", "--csv", place.csv]
+    if importlib.util.find_spec("matplotlib") is not None:
+        options += ["--plot", place.picture]
+        return measured(place, "bench", "bench_cells.py", options, seconds)
+    result = measured(place, "bench", "bench_cells.py", options, seconds)
+    return replace(result, text=f"{result.text} (no picture: matplotlib is not installed)")
 
 
 def measured(
-    place: Workplace, name: str, command: list[object], seconds: float, margin: float
+    place: Workplace, name: str, script: str, options: Sequence[object], seconds: float
 ) -> Result:
     """Run a script with the budget that `seconds` leave, and say what its last line says."""
-    budget = seconds - margin
+    budget = seconds - MARGINS[name]
     if budget <= 0:
         return Result("skipped", f"no time is left: {seconds:.0f} s")
-    done = place.run([sys.executable, *command, "--budget", f"{budget:.1f}"], name, seconds)
+    command = [sys.executable, BENCHMARKS / script, *options, "--budget", f"{budget:.1f}"]
+    done = place.run(command, name, seconds)
     if done.code != 0:
         return red(done, done.last_line() or "nothing was measured")
     return Result("green", done.last_line())
@@ -259,7 +224,6 @@ def run_phase(name: str, place: Workplace, seconds: float) -> Result:
     """Run the phase `name` of PHASES for at most `seconds`."""
     if name not in WITHOUT_EXTENSION and place.extension is None:
         # Not to be judged by another build of fastlstm, which may be installed.
-        return Result(
-            "red", f"there is no extension in {place.package_folder}: it needs the phase build"
-        )
+        missing = f"there is no extension in {place.package_folder}"
+        return Result("red", f"{missing}: it needs the phase build")
     return PHASES[name](place, seconds)

@@ -8,7 +8,6 @@ Where the layer is computed step by step, a few steps are enough, and no more ar
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,45 +18,37 @@ import torch
 sys.path.append(str(Path(__file__).resolve().parents[2]))
 
 from benchmarks.common import cli, layers
-from benchmarks.common.devices import DEVICES, Device
+from benchmarks.common.devices import DEVICES, Cpu
 from benchmarks.common.equality import Problem
+from benchmarks.common.layers import TF32_NAMES
+from benchmarks.common.machine import wanted_kernel
 from benchmarks.common.providers import CELLS, PROVIDERS
-from benchmarks.common.shapes import MODES, Shape
-from benchmarks.gpu import kernels as kernel_choice
-from benchmarks.gpu.kernels import STEPWISE
-from benchmarks.gpu.methods.choices import choice
+from benchmarks.common.shapes import Shape, dtype_name
+from benchmarks.gpu.kernels import STEPWISE, choice
 
 STEPS = 3
 
 
 def is_stepwise(problem: Problem, tf32: bool) -> bool:
     """Whether this is what is taken for forward."""
-    found = choice(
-        problem.cell.name,
-        problem.shape,
-        cli.dtype_name(problem.dtype),
-        tf32,
-        kernel_choice.wanted(),
-        backward=False,
-    )
-    return found.plan == STEPWISE
+    asked = (problem.cell.name, problem.shape, dtype_name(problem.dtype), tf32, wanted_kernel())
+    return choice(*asked, backward=False).plan == STEPWISE
 
 
-def build_parser() -> argparse.ArgumentParser:
-    parser = cli.LineParser(
+def build_parser() -> cli.Parser:
+    parser = cli.Parser(
         prog="profile_call.py", description="One call of a layer, for Nsight Compute."
     )
-    parser.add_argument("--cell", choices=CELLS, required=True)
-    parser.add_argument("--mode", choices=MODES, required=True)
-    parser.add_argument("--dtype", required=True, help="as torch names it")
-    parser.add_argument("--shape", type=cli.shape_argument, required=True, metavar="T,N,I,H")
-    parser.add_argument("--tf32", choices=("on", "off", "none"), default="on")
+    parser.add("--cell", choices=CELLS, required=True)
+    parser.add("--mode", "--shape", required=True)
+    parser.add("--dtype", required=True, help="as torch names it")
+    parser.add("--tf32", choices=TF32_NAMES.values(), default="on")
     return parser
 
 
 def main(
     argv: Sequence[str] | None = None,
-    device: Device | None = None,
+    device: Cpu | None = None,
     profiler: ModuleType = torch.cuda.profiler,
 ) -> int:
     args = build_parser().parse_args(argv)

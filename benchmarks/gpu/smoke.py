@@ -10,7 +10,6 @@ possible. Whether the numbers are right is for the tests to say.
 
 from __future__ import annotations
 
-import argparse
 import itertools
 import sys
 from collections.abc import Iterator, Sequence
@@ -25,9 +24,8 @@ sys.path.append(str(Path(__file__).resolve().parents[2]))
 from benchmarks.common import cli
 from benchmarks.common.devices import tf32_switches
 from benchmarks.common.providers import CELLS, PROVIDERS, STEPS, Cell
-from benchmarks.common.shapes import Shape
-from benchmarks.gpu.kernels import METHODS, STEPWISE, forced
-from benchmarks.gpu.methods.choices import choice, is_possible
+from benchmarks.common.shapes import Shape, dtype_name
+from benchmarks.gpu.kernels import METHODS, STEPWISE, choice, forced
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 # Odd sizes, where reading past an end shows; a row alone; a size that fills whole tiles.
@@ -145,18 +143,14 @@ def is_taken(call: Call) -> bool:
     """Whether the word was possible."""
     if call.cell in STEPS.values():
         return True
-    dtype = cli.dtype_name(call.dtype)
-    found = [
-        choice(call.cell.name, call.shape, dtype, call.tf32, call.word, backward=backward)
-        for backward in (False, True)
-    ]
-    return all(is_possible(one, call.word) for one in found)
+    asked = (call.cell.name, call.shape, dtype_name(call.dtype), call.tf32, call.word)
+    return all(choice(*asked, backward=b).is_that_of(call.word) for b in (False, True))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="smoke.py", description=__doc__.partition("\n")[0])
-    parser.add_argument("--device", default="cuda", help="default: %(default)s")
-    cli.add_choices(parser, "--methods", "method", METHODS, default=",".join(METHODS))
+    parser = cli.Parser(prog="smoke.py", description=__doc__.partition("\n")[0])
+    parser.add("--device", default="cuda")
+    parser.add_names("--methods", "method", METHODS, ",".join(METHODS))
     args = parser.parse_args(argv)
     import fastlstm
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -42,28 +43,41 @@ class Workplace:
     def extension(self) -> Path | None:
         return next((self.package_folder / "fastlstm").glob("_C*.so"), None)
 
-    def run(self, command: Sequence[object], log: str, seconds: float, **environ: str) -> Finished:
+    def run(self, command: Sequence[object], log: str, seconds: float) -> Finished:
         """Run `command` on the package in `package_folder`, not on the one beside the sources."""
-        return self.run_all({log: command}, seconds, **environ)[log]
+        return self.run_all({log: command}, seconds)[log]
 
     def run_all(
         self, commands: Mapping[str, Sequence[object]], seconds: float, **environ: str
     ) -> dict[str, Finished]:
         """The same for several at the same time, by the names of their logs."""
         paths = [str(self.package_folder), *filter(None, [self.environ.get("PYTHONPATH")])]
-        fixed = {"PYTHONPATH": os.pathsep.join(paths), "PYTHONUNBUFFERED": "1"}
+        environ |= {"PYTHONPATH": os.pathsep.join(paths), "PYTHONUNBUFFERED": "1"}
         # Working there because `python -m` looks there first.
         self.package_folder.mkdir(parents=True, exist_ok=True)
         together = [
             Command(
                 [str(part) for part in command],
                 self.logs / f"{log}.log",
-                {**self.environ, **fixed, **environ},
+                {**self.environ, **environ},
                 self.package_folder,
             )
             for log, command in commands.items()
         ]
         return dict(zip(commands, run_together(together, seconds), strict=True))
+
+
+def arch(capability: tuple[int, int]) -> str:
+    """The architecture to compile for: with what only this one has where kernels use it."""
+    major, minor = capability
+    return f"{major}.{minor}a" if (major, minor) == (9, 0) else f"{major}.{minor}"
+
+
+def find_tool(name: str, environ: Mapping[str, str], *folders: object) -> str | None:
+    """The path of a tool of CUDA: on PATH, in the toolkit, or in one of `folders`."""
+    toolkits = [environ.get("CUDA_HOME", ""), "/usr/local/cuda"]
+    searched = [environ.get("PATH", ""), *(f"{kit}/bin" for kit in toolkits if kit), *folders]
+    return shutil.which(name, path=os.pathsep.join(map(str, searched)))
 
 
 @dataclass(frozen=True)

@@ -1,9 +1,10 @@
 // exp, sigmoid and tanh on a lane type V, and their derivatives from the activated value.
 //
 // V is any type of cpu/kernels/simd.h (or a plain CUDA scalar): arithmetic operators, fma, min,
-// max, abs, select_negative, round_nearest, pow2, divide. All three share one core: with t = n ln2
-// + r, |r| <= ln2 / 2, expm1(r) = r + r^2 q(r), and e^t = 2^n + 2^n expm1(r). The coefficients of q
-// interpolate (e^r - 1 - r) / r^2 at Chebyshev nodes of
+// max, abs, select_negative, round_nearest, pow2, divide.
+//
+// All three share one core: with t = n ln2 + r, |r| <= ln2 / 2, expm1(r) = r + r^2 q(r), and e^t =
+// 2^n + 2^n expm1(r). The coefficients of q interpolate (e^r - 1 - r) / r^2 at Chebyshev nodes of
 // [-ln2/2, ln2/2], fitted in 60-digit arithmetic. Error over all fp32 values: at most 4 ULP, tested
 // exhaustively (tests/kernels/test_activations.py).
 #pragma once

@@ -1,114 +1,52 @@
-"""How the benchmarks measure on a GPU: events, switches, kernels and conditions, on fake ones."""
+"""What a device is asked: switches, peaks, kernels and conditions, on a machine without a GPU."""
 
 from __future__ import annotations
 
-import dataclasses
 import subprocess
 import types
+from pathlib import Path
 
 import pytest
 import torch
+from bench_stand_ins import CudaOnCpu
 
-from benchmarks.common import csv_rows, machine
-from benchmarks.common.devices import Cpu, Cuda
+from benchmarks.common import devices, machine, rows
+from benchmarks.common.devices import Cpu, Cuda, heaviest, trimmed
 from benchmarks.common.providers import CELLS
 from benchmarks.common.shapes import GRIDS, Shape, flops
-from benchmarks.common.timing import Contender, EventTimer, WallTimer, measure_pairs
-from benchmarks.gpu.kernel_names import heaviest, trimmed
-
-
-class FakeGpu:
-    """A stream: calls cost host time, and their work takes its own time there. A call waits while
-    more than `queue` seconds of work are ahead of it."""
-
-    def __init__(self, queue: float = 1e9) -> None:
-        self.queue = queue
-        self.host = 0.0
-        self.busy_until = 0.0
-        self.batches: list[float] = []
-
-    def clock(self) -> float:
-        return self.host
-
-    def contender(self, name: str, device_seconds: float, host_seconds: float = 0.0) -> Contender:
-        def run() -> None:
-            self.host = max(self.host + host_seconds, self.busy_until - self.queue)
-            self.busy_until = max(self.busy_until, self.host) + device_seconds
-
-        return Contender(name, run)
-
-    def synchronize(self) -> None:
-        self.host = max(self.host, self.busy_until)
-
-    def event(self) -> FakeEvent:
-        return FakeEvent(self)
-
-
-class FakeEvent:
-    def __init__(self, gpu: FakeGpu) -> None:
-        self.gpu = gpu
-
-    def record(self) -> None:
-        self.time = max(self.gpu.host, self.gpu.busy_until)
-
-    def synchronize(self) -> None:
-        self.gpu.synchronize()
-
-    def elapsed_time(self, end: FakeEvent) -> float:
-        self.gpu.batches.append(end.time - self.time)
-        return 1e3 * (end.time - self.time)
-
-
-def test_batches_are_long_and_their_time_is_that_of_a_call() -> None:
-    gpu = FakeGpu()
-    timer = EventTimer(gpu.event, min_seconds=0.01)
-    fast, slow = gpu.contender("fast", 20e-6, 5e-6), gpu.contender("slow", 30e-3)
-    # The 5 us until the first call is on the device are a part of the batch, of 500 calls or more.
-    assert timer.seconds(fast) == pytest.approx(20e-6, rel=1e-3)
-    assert timer.seconds(slow) == pytest.approx(30e-3)
-    gpu.batches.clear()
-    pairs = measure_pairs(fast, slow, 0.5, timer=timer, clock=gpu.clock)
-    assert len(pairs) > 10
-    assert pairs[0] == pytest.approx((20e-6, 30e-3), rel=1e-3)
-    assert min(gpu.batches) >= 0.01
-    assert max(gpu.batches) < 0.05
-
-
-def test_a_slow_host_is_on_the_device_clock() -> None:
-    # Calls that the host cannot hand over fast enough take what the host takes.
-    gpu = FakeGpu()
-    contender = gpu.contender("a", 5e-6, 40e-6)
-    assert EventTimer(gpu.event).seconds(contender) == pytest.approx(40e-6, rel=0.01)
-
-
-def test_a_batch_prepares_every_call_and_counts_the_calls_of_a_run() -> None:
-    gpu, log = FakeGpu(), []
-    inner = gpu.contender("a", 0.02)
-    contender = dataclasses.replace(
-        inner,
-        prepare=lambda: log.append("prepare"),
-        run=lambda: log.append("run") or inner.run(),
-        calls=4,
-    )
-    assert EventTimer(gpu.event).seconds(contender) == pytest.approx(0.005)
-    assert log == ["prepare", "run"] * (len(log) // 2)
-
-
-def test_host_time_is_that_until_the_call_returns() -> None:
-    # A queue that the work of earlier calls would fill.
-    gpu = FakeGpu(queue=0.5)
-    timer = WallTimer(gpu.clock, gpu.synchronize)
-    contender = gpu.contender("a", 1.0, 0.25)
-    assert [timer.seconds(contender) for _ in range(3)] == [0.25] * 3
+from benchmarks.common.timing import Contender
 
 
 def test_tf32_switches_are_set_together_and_put_back() -> None:
-    before = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
+    def now() -> tuple[bool, bool]:
+        return torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
+
+    before = now()
     for flag in (True, False, None):
         with Cuda().precision(flag):
-            now = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
-            assert now == (bool(flag), bool(flag))
-    assert (torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32) == before
+            assert now() == (bool(flag), bool(flag))
+    assert now() == before
+
+
+def test_peak_is_a_product_of_the_dtype_measured_once_for_each_switch(monkeypatch) -> None:
+    device, products = CudaOnCpu(), []
+    mm = torch.mm
+    monkeypatch.setattr(
+        devices.torch, "mm", lambda a, b, out: products.append(a) or mm(a, b, out=out)
+    )
+    for dtype, tf32, side in [
+        (torch.float32, True, 32),
+        (torch.float32, False, 32),
+        (torch.bfloat16, None, 32),
+        (torch.float64, None, 16),
+    ]:
+        with device.precision(tf32):
+            products.clear()
+            peak = device.peak(dtype)
+            assert 0 < peak < 1e6
+            assert {(a.dtype, tuple(a.shape)) for a in products} == {(dtype, (side, side))}
+            products.clear()
+            assert device.peak(dtype) == peak and products == []
 
 
 def test_checked_steps_are_affordable_and_at_least_eight() -> None:
@@ -168,24 +106,35 @@ def test_kernels_are_the_device_events_of_one_call(monkeypatch) -> None:
             return events
 
     monkeypatch.setattr(torch.profiler, "profile", Profile)
-    device = Cuda(synchronize=lambda: log.append("wait"))
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: log.append("wait"))
     contender = Contender("a", lambda: log.append("run"), lambda: log.append("prepare"))
-    assert device.kernel_times(contender) == [("cell", 3.0)]
+    assert Cuda().kernel_times(contender) == [("cell", 3.0)]
     assert log == ["prepare", "on", "run", "wait", "off"]
 
 
 def test_driver_version_is_unknown_without_the_tool(monkeypatch) -> None:
     def answer(code: int, text: str):
-        done = subprocess.CompletedProcess([], code, text)
-        monkeypatch.setattr(machine.subprocess, "run", lambda *_, **__: done)
+        def run(command, check: bool, **_):
+            done = subprocess.CompletedProcess(command, code, text)
+            if check:
+                done.check_returncode()
+            return done
+
+        monkeypatch.setattr(machine.subprocess, "run", run)
         return machine.gpu_driver()
 
     assert answer(0, "580.1\n580.1\n") == "580.1"
-    assert answer(9, "No devices were found\n") == "unknown"
-    assert answer(0, "") == "unknown"
+    assert answer(9, "No devices were found\n") == answer(0, "") == "unknown"
     monkeypatch.undo()
     monkeypatch.setenv("PATH", "")
     assert machine.gpu_driver() == "unknown"
+
+
+def test_commit_is_unknown_outside_git(tmp_path: Path, monkeypatch) -> None:
+    assert machine.commit() != "unknown"
+    monkeypatch.setattr(machine, "__file__", str(tmp_path / "machine.py"))
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
+    assert machine.commit() == "unknown"
 
 
 def test_conditions_of_a_gpu(monkeypatch) -> None:
@@ -194,9 +143,8 @@ def test_conditions_of_a_gpu(monkeypatch) -> None:
     monkeypatch.setattr(machine, "gpu_driver", lambda: "1.2")
     found = Cuda().conditions()
     assert (found["device"], found["capability"], found["driver"]) == ("GPU", "sm_90", "1.2")
-    assert set(found) <= set(csv_rows.FIELDS)
-    # It is a matter of each row.
-    assert "tf32" not in found
+    # TF32 is a matter of each row.
+    assert set(found) <= set(rows.FIELDS) - {"tf32"}
 
 
 def test_clock_is_unknown_where_it_cannot_be_asked(monkeypatch) -> None:

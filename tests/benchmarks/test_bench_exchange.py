@@ -1,8 +1,7 @@
-"""bench_exchange.py: its plan, the process of a scheme, its rows, and its phase of gpu_check.py."""
+"""bench_exchange.py: its plan, the process of a scheme, its rows, and its phase of gpu/check.py."""
 
 from __future__ import annotations
 
-import csv
 import time
 from pathlib import Path
 
@@ -10,10 +9,10 @@ import pytest
 from bench_stand_ins import answer, make_place
 
 from benchmarks import bench_exchange
-from benchmarks.gpu import check as gpu_check
-from benchmarks.gpu import phases as gpu_phases
-from benchmarks.gpu.exchange import process
-from benchmarks.gpu.exchange.plan import CLUSTER_SHARED_BYTES, PLAN
+from benchmarks.common import rows
+from benchmarks.gpu import phases
+from benchmarks.gpu.exchange import worker
+from benchmarks.gpu.exchange.plan import CLUSTER_SHARED_BYTES, FIELDS, PLAN
 from benchmarks.gpu.workplace import Result
 
 # What is measured.
@@ -36,12 +35,10 @@ def test_plan_fits_the_gpu(scheme: str, sms: int) -> None:
 
 
 def test_plan_has_the_shapes_that_decide() -> None:
-    def sizes(scheme: str) -> set[tuple[int, int, int]]:
-        return {(p.groups, p.rows * p.groups, p.units) for p in PLAN[scheme](132, {8: 16})}
-
     for scheme in ("counter", "flag"):
-        wanted = {(g, 16, 768) for g in (1, 2, 4, 8)} | {(g, 64, 1024) for g in (1, 2, 4, 8)}
-        assert wanted <= sizes(scheme)
+        problems = list(PLAN[scheme](132, {8: 16}))
+        sizes = {(p.groups, p.rows * p.groups, p.units) for p in problems}
+        assert {(g, *size) for g in (1, 2, 4, 8) for size in ((16, 768), (64, 1024))} <= sizes
     assert {p.blocks for p in PLAN["counter"](132, {})} == {132, 66, 33, 16}
     assert min(p.steps for p in PLAN["flag"](132, {})) < 2000
     assert not list(PLAN["cluster_async"](108, {}))
@@ -49,13 +46,8 @@ def test_plan_has_the_shapes_that_decide() -> None:
 
 def test_time_of_a_step_is_that_of_the_launch_less_the_loop() -> None:
     times = bench_exchange.step_times([4.0, 3.0, 8.0], [1.0, 1.0, 9.0], 2000)
-    assert times == {
-        "us": "1.5000",
-        "us_min": "1.0000",
-        "us_max": "3.5000",
-        "us_with_loop": "2.0000",
-        "us_loop": "0.5000",
-    }
+    expected = {"us": "1.5000", "us_min": "1.0000", "us_max": "3.5000"}
+    assert times == expected | {"us_with_loop": "2.0000", "us_loop": "0.5000"}
 
 
 # The process of a scheme.
@@ -66,15 +58,15 @@ def test_worker_that_dies_or_hangs_leaves_what_it_had(tmp_path: Path, monkeypatc
         path = tmp_path / "python"
         path.write_text(f"#!/bin/sh\n{script}\n")
         path.chmod(0o755)
-        monkeypatch.setattr(process.sys, "executable", str(path))
+        monkeypatch.setattr(worker.sys, "executable", str(path))
 
     python_is("echo '{\"ms\": [1]}'; printf '{\"ms'; echo why >&2; exit 3")
-    first, second = process.answers(tmp_path, [{}, {}], 60)
+    first, second = worker.answers(tmp_path, [{}, {}], 60)
     assert first == {"ms": [1]}
     assert second == {"error": "its process ended with code 3: why"}
     python_is("echo '{\"ms\": [1]}'; exec sleep 60")
     start = time.monotonic()
-    found = process.answers(tmp_path, [{}, {}, {}], 1)
+    found = worker.answers(tmp_path, [{}, {}, {}], 1)
     assert found == [{"ms": [1]}, *[{"error": "stopped after 1 s"}] * 2]
     assert time.monotonic() - start < 20
 
@@ -120,21 +112,12 @@ def answered(monkeypatch):
     return use
 
 
-def read(path: Path) -> list[dict[str, str]]:
-    with path.open(newline="") as file:
-        return list(csv.DictReader(file))
-
-
 def test_every_scheme_is_a_row_of_table_and_file(answered, tmp_path: Path, capsys) -> None:
     gpu, path = answered(Gpu()), tmp_path / "rows.csv"
     assert bench_exchange.main(["--csv", str(path)]) == 0
-    found = read(path)
-    assert {row["scheme"] for row in found} == {
-        *PLAN,
-        "max_clusters",
-        "launch_stream",
-        "launch_graph",
-    }
+    found = rows.read(path, FIELDS)
+    others = {"max_clusters", "launch_stream", "launch_graph"}
+    assert {row["scheme"] for row in found} == {*PLAN, *others}
     assert len(found) == sum(job["job"] == "measure" for job in gpu.asked) + 3 + 2
     lines = capsys.readouterr().out.splitlines()
     assert lines[-1] == f"{len(found)} rows measured, 0 red"
@@ -148,14 +131,14 @@ def test_every_scheme_is_a_row_of_table_and_file(answered, tmp_path: Path, capsy
     assert line.split()[-5:] == ["1.0000", "1.0000", "1.0000", "1.0000", "0.0000"]
     # Rows are added to those that are there.
     assert bench_exchange.main(["--csv", str(path), "--schemes", "launches"]) == 0
-    assert len(read(path)) == len(found) + 3 + 2
+    assert len(rows.read(path, FIELDS)) == len(found) + 3 + 2
 
 
 def test_wrong_numbers_are_red_and_not_kept(answered, tmp_path: Path, capsys) -> None:
     answered(Gpu(failing="flag"))
     path = tmp_path / "rows.csv"
     assert bench_exchange.main(["--csv", str(path), "--schemes", "flag,block"]) == 1
-    assert {row["scheme"] for row in read(path)} == {"block", "max_clusters"}
+    assert {row["scheme"] for row in rows.read(path, FIELDS)} == {"block", "max_clusters"}
     out = capsys.readouterr().out
     assert "RED  wrong numbers were read" in out
     assert f"{len(list(PLAN['flag'](132, {})))} red" in out.splitlines()[-1]
@@ -178,62 +161,27 @@ def test_gpu_without_clusters_is_not_asked_for_them(answered) -> None:
 
 def test_no_scheme_is_begun_after_the_budget() -> None:
     gpu, now = Gpu(), iter([0.0, 30.0, 61.0])
+
+    def ask(jobs: list[dict], seconds: float) -> list[dict]:
+        return gpu(Path(), jobs, seconds)
+
+    schemes = ["block", "grid_sync", "counter", "flag"]
     report = bench_exchange.Report(None, {})
-    left = bench_exchange.measure(
-        lambda jobs, seconds: gpu(Path(), jobs, seconds),
-        ["block", "grid_sync", "counter", "flag"],
-        DEVICE,
-        60.0,
-        report,
-        lambda: next(now),
-    )
+    left = bench_exchange.measure(ask, schemes, DEVICE, 60.0, report, lambda: next(now))
     assert left == ["counter", "flag"]
     assert {job["scheme"] for job in gpu.asked if "scheme" in job} == {"block", "grid_sync"}
-
-
-@pytest.mark.parametrize(
-    "argv, message",
-    [
-        ("--schemes telepathy", "argument --schemes: unknown scheme 'telepathy'; known: counter, "),
-        ("--csv /nowhere/rows.csv", "argument --csv: no such directory: /nowhere"),
-        (f"--csv {__file__}", f"argument --csv: {__file__} has other columns than "),
-    ],
-)
-def test_wrong_command_line_is_one_line_and_code_2(argv: str, message: str, capsys) -> None:
-    with pytest.raises(SystemExit) as exit:
-        bench_exchange.main(argv.split())
-    assert exit.value.code == 2
-    error = capsys.readouterr().err
-    assert error.startswith(f"bench_exchange.py: error: {message}")
-    assert error.count("\n") == 1
-
-
-def test_no_gpu_is_one_line_and_code_2(monkeypatch, capsys) -> None:
-    monkeypatch.setattr(bench_exchange.torch.cuda, "is_available", lambda: False)
-    with pytest.raises(SystemExit) as exit:
-        bench_exchange.main([])
-    assert exit.value.code == 2
-    assert "needs a GPU and nvcc: torch " in capsys.readouterr().err
-
-
-# The phase of gpu_check.py.
 
 
 def test_phase_needs_no_extension_and_keeps_its_rows(tmp_path: Path, monkeypatch) -> None:
     place = make_place(tmp_path)
     place.extension.unlink()
     commands = answer(monkeypatch, {"exchange": (0, "table\n\n9 rows measured, 0 red\n")})
-    result = gpu_phases.run_phase("exchange", place, 60)
+    result = phases.run_phase("exchange", place, 60)
     assert result == Result("green", "9 rows measured, 0 red")
     args = bench_exchange.build_parser().parse_args(commands.asked["exchange"].arguments[2:])
     assert (args.budget, commands.seconds["exchange"]) == (55.0, 60)
     assert args.csv == place.csv.with_name("exchange_h100.csv")
     assert args.build == place.build / "exchange"
     answer(monkeypatch, {"exchange": (1, "9 rows measured, 1 red\n")})
-    assert gpu_phases.run_phase("exchange", place, 60).state == "red"
-    assert gpu_phases.run_phase("exchange", place, 4).state == "skipped"
-
-
-def test_phase_is_one_of_the_default_ones_before_the_benchmark() -> None:
-    phases = gpu_check.build_parser().parse_args([]).phases
-    assert phases.index("exchange") < phases.index("methods") < phases.index("bench")
+    assert phases.run_phase("exchange", place, 60).state == "red"
+    assert phases.run_phase("exchange", place, 4).state == "skipped"

@@ -12,9 +12,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import simt_selftest
-from numpy.typing import NDArray
 
-from benchmarks.gpu.exchange import expected, native, process
+from benchmarks.gpu.exchange import checksums, native, worker
 from benchmarks.gpu.exchange.native import Library, Problem, WrongNumbersError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -32,13 +31,8 @@ CLUSTER = (
     Problem(1, 2, 9, 64, 32, 4, 1),
 )
 BLOCK = (Problem(2, 1, 4, 64, 64, 6, 2), Problem(1, 1, 9, 256, 96, 4, 1))
-PROBLEMS = {
-    "counter": GRID,
-    "flag": GRID,
-    "cluster_barrier": CLUSTER,
-    "cluster_async": CLUSTER,
-    "block": BLOCK,
-}
+PROBLEMS = {"counter": GRID, "flag": GRID, "block": BLOCK}
+PROBLEMS |= {"cluster_barrier": CLUSTER, "cluster_async": CLUSTER}
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +48,7 @@ def emulator_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return target
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def emulator(emulator_path: Path) -> Library:
     return Library(emulator_path)
 
@@ -150,7 +144,7 @@ def slow_checksum(steps: int, chunks: int, stride: int, group: int, reader: int)
 @pytest.mark.parametrize("every_warp", [False, True])
 def test_checksums_are_those_of_a_plain_loop(every_warp: bool) -> None:
     steps, chunks, threads, groups, blocks = 19, 70, 64, 3, 2
-    found = expected.checksums(steps, chunks, threads, groups, blocks, every_warp)
+    found = checksums.checksums(steps, chunks, threads, groups, blocks, every_warp)
     assert found.shape == (groups * blocks, threads)
     for block, thread in itertools.product(range(groups * blocks), (0, 5, 6, 40, 63)):
         stride = 32 if every_warp else threads
@@ -160,24 +154,19 @@ def test_checksums_are_those_of_a_plain_loop(every_warp: bool) -> None:
 
 def test_numbers_are_never_the_poison() -> None:
     # The sum that is the largest of any number, in the last group.
-    assert 0x3FFFFFFF + 159 * expected.GROUP_TERM < 0xFFFFFFFF
-    sums = expected.chunk_sums(2000, 64)
+    assert 0x3FFFFFFF + 159 * checksums.GROUP_TERM < 0xFFFFFFFF
+    sums = checksums.chunk_sums(2000, 64)
     assert len(np.unique(sums)) > 0.99 * sums.size
 
 
-def hashes(problem: Problem) -> NDArray[np.uint32]:
-    wanted = expected.checksums(
-        problem.steps, problem.chunks, problem.threads, problem.groups, problem.blocks, False
-    )
-    return np.stack([wanted] * problem.launches)
-
-
 def test_one_wrong_number_of_one_thread_is_an_error() -> None:
-    found = hashes(GRID[0])
-    native.check_checksums(found, GRID[0], every_warp=False)
+    p = GRID[0]
+    sizes = (p.steps, p.chunks, p.threads, p.groups, p.blocks)
+    found = np.stack([checksums.checksums(*sizes, every_warp=False)] * p.launches)
+    native.check_checksums(found, p, every_warp=False)
     found[1, 2, 3] ^= 1
     with pytest.raises(WrongNumbersError, match="1 of 320 .* launch 1 by block 2, thread 3"):
-        native.check_checksums(found, GRID[0], every_warp=False)
+        native.check_checksums(found, p, every_warp=False)
 
 
 # The process of a scheme.
@@ -185,10 +174,9 @@ def test_one_wrong_number_of_one_thread_is_an_error() -> None:
 
 def test_worker_answers_jobs(emulator_path: Path) -> None:
     problem = asdict(Problem(1, 2, 2, 64, threads=32, steps=3, launches=3))
-    jobs = [
-        {"job": "measure", "scheme": scheme, "problem": problem} for scheme in ("flag", "telepathy")
-    ]
-    first, second = process.answers(emulator_path, jobs, 60)
+    job = {"job": "measure", "problem": problem}
+    jobs = [job | {"scheme": scheme} for scheme in ("flag", "telepathy")]
+    first, second = worker.answers(emulator_path, jobs, 60)
     # The first launch does not count.
     assert first == {"ms": [0.0, 0.0], "empty_ms": [0.0, 0.0]}
     assert second == {"error": "no scheme telepathy"}

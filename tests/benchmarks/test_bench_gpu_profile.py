@@ -1,22 +1,19 @@
-"""The phase of gpu_check.py that profiles, and the call it profiles, without Nsight Compute."""
+"""The phase of gpu/check.py that profiles, and the call it profiles, without Nsight Compute."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import simt_extension
 import torch
-from bench_stand_ins import CudaOnCpu, answer, make_place
+from bench_stand_ins import Commands, CudaOnCpu, answer, make_place, plant
 from cuda_devices import device
 
 import fastlstm
-from benchmarks.common import csv_rows
-from benchmarks.gpu import ncu as gpu_profile
-from benchmarks.gpu import phases as gpu_phases
-from benchmarks.gpu import profile_call
-from benchmarks.gpu.kernel_names import with_arguments
+from benchmarks.common import rows
+from benchmarks.gpu import ncu, phases, profile_call
+from benchmarks.gpu.ncu import with_arguments
 from benchmarks.gpu.workplace import Workplace
 
 FWD = (
@@ -53,7 +50,7 @@ REPORT = "\n".join(
 
 
 def row(date: str, ratio: float, **more: object) -> dict[str, object]:
-    found: dict[str, object] = {**dict.fromkeys(csv_rows.FIELDS, ""), "date": date, "ratio": ratio}
+    found: dict[str, object] = {**dict.fromkeys(rows.FIELDS, ""), "date": date, "ratio": ratio}
     found |= {"cell": "lstm", "mode": "train", "dtype": "bfloat16", "tf32": "none"}
     return found | {"T": 9, "N": 8, "I": 7, "H": 6} | more
 
@@ -61,35 +58,32 @@ def row(date: str, ratio: float, **more: object) -> dict[str, object]:
 @pytest.fixture
 def place(tmp_path: Path, monkeypatch) -> Workplace:
     """A workplace with rows, on a machine with ncu."""
-    monkeypatch.setattr(gpu_profile, "find_ncu", lambda _: "/bin/ncu")
+    monkeypatch.setattr(ncu, "find_ncu", lambda _: "/bin/ncu")
     place = make_place(tmp_path)
-    rows = [row("old", 0.1), row("new", 1.5), row("new", 0.7, cell="gru", mode="infer", T=5)]
-    csv_rows.append_rows(place.csv, [*rows, row("new", 0.9)])
+    slowest = row("new", 0.7, cell="gru", mode="infer", T=5)
+    rows.append(place.csv, [row("old", 0.1), row("new", 1.5), slowest, row("new", 0.9)])
     return place
 
 
-def profiled(monkeypatch, place: Workplace, report: str = REPORT):
+def profiled(monkeypatch, place: Workplace, report: str = REPORT) -> Commands:
     """Commands that leave a report."""
-    commands = answer(monkeypatch, {"profile-csv": (0, report)})
 
-    def run(together, seconds: float) -> list:
+    def profile(together) -> None:
         if together[0].log.stem == "profile":
             (place.logs / "profile.ncu-rep").touch()
-        return commands(together, seconds)
 
-    monkeypatch.setattr("benchmarks.gpu.workplace.run_together", run)
-    return commands
+    return answer(monkeypatch, {"profile-csv": (0, report)}, before=profile)
 
 
 def test_slowest_row_of_the_last_run_is_profiled(place: Workplace, monkeypatch) -> None:
     commands = profiled(monkeypatch, place)
-    result = gpu_phases.run_phase("profile", place, 50)
+    result = phases.run_phase("profile", place, 50)
     assert result.state == "green"
     assert result.text.startswith("gru infer bfloat16 5,8,7,6, 0.70x torch.nn: 2 kernels (")
     command = commands.asked["profile"].arguments
     assert command[0] == "/bin/ncu"
     sections = [command[i + 1] for i, word in enumerate(command) if word == "--section"]
-    assert sections == list(gpu_profile.SECTIONS)
+    assert sections == list(ncu.SECTIONS)
     # Each kernel of ours once, and the clocks as they are.
     for option, value in (
         ("--kernel-id", "::regex:fastlstm:1"),
@@ -98,27 +92,23 @@ def test_slowest_row_of_the_last_run_is_profiled(place: Workplace, monkeypatch) 
         ("--profile-from-start", "off"),
     ):
         assert command[command.index(option) + 1] == value
-    call = command[command.index(str(gpu_profile.CALL)) + 1 :]
+    call = command[command.index(str(ncu.CALL)) + 1 :]
     args = profile_call.build_parser().parse_args(call)
-    assert (args.cell, args.mode, args.dtype, args.shape) == (
-        "gru",
-        "infer",
-        "bfloat16",
-        (5, 8, 7, 6),
-    )
+    assert (args.cell, args.mode, args.dtype) == ("gru", "infer", "bfloat16")
+    assert args.shape == (5, 8, 7, 6)
     # For whoever wants to read more.
     assert "--import" in commands.asked["profile-details"].arguments
 
 
 def test_summary_of_a_kernel_is_a_line() -> None:
-    first, second = gpu_profile.summaries(REPORT.splitlines())
+    first, second = ncu.summaries(REPORT.splitlines())
     assert first == (
         "group_kernel<GroupFwdJob<LstmCell, BFloat16, 32, ClusterGather>, 0>: time 1,234.56 us, "
         "SM 12.30 %, DRAM 1.50 %, registers 255 register/thread, stalls Long Scoreboard 1,002.5 "
         "inst, Barrier 2.1 inst, Wait 0.80 inst"
     )
     assert second == "collect_h_kernel<float>: time 3.10 us"
-    assert gpu_profile.summaries(["no such table"]) == []
+    assert ncu.summaries(["no such table"]) == []
 
 
 @pytest.mark.parametrize(
@@ -146,16 +136,16 @@ def test_counters_that_may_not_be_read_are_skipped(
     place: Workplace, monkeypatch, output: str, why: str, code: int
 ) -> None:
     answer(monkeypatch, {"profile": (code, f"==PROF== Connected\n{output}\n")})
-    result = gpu_phases.run_phase("profile", place, 50)
+    result = phases.run_phase("profile", place, 50)
     assert (result.state, why in result.text) == ("skipped", True)
 
 
 def test_what_is_missing_is_skipped(place: Workplace, monkeypatch) -> None:
     place.csv.unlink()
-    result = gpu_phases.run_phase("profile", place, 50)
+    result = phases.run_phase("profile", place, 50)
     assert result.state == "skipped" and "needs the phase bench" in result.text
-    monkeypatch.setattr(gpu_profile, "find_ncu", lambda _: None)
-    result = gpu_phases.run_phase("profile", place, 50)
+    monkeypatch.setattr(ncu, "find_ncu", lambda _: None)
+    result = phases.run_phase("profile", place, 50)
     assert result.state == "skipped" and "ncu is not installed" in result.text
 
 
@@ -164,28 +154,20 @@ def test_profile_that_fails_or_is_empty_is_red(place: Workplace, monkeypatch) ->
     (place.logs / "profile.ncu-rep").touch()
     empty = "==WARNING== No kernels were profiled.\n"
     answer(monkeypatch, {"profile": (0, empty), "profile-csv": (0, REPORT)})
-    result = gpu_phases.run_phase("profile", place, 50)
+    result = phases.run_phase("profile", place, 50)
     assert result.state == "red" and "No kernels were profiled" in result.detail
     profiled(monkeypatch, place, "nothing")
-    assert "no kernel was profiled" in gpu_phases.run_phase("profile", place, 50).text
+    assert "no kernel was profiled" in phases.run_phase("profile", place, 50).text
     answer(monkeypatch, {"profile": (None, "profiling")})
-    assert "stopped after 2 s" in gpu_phases.run_phase("profile", place, 50).text
-
-
-def test_ncu_is_found_beside_the_compiler(tmp_path: Path) -> None:
-    tool = tmp_path / "bin" / "ncu"
-    tool.parent.mkdir()
-    tool.write_text("#!/bin/sh\n")
-    tool.chmod(0o755)
-    assert gpu_profile.find_ncu({"CUDA_HOME": str(tmp_path)}) == str(tool)
+    assert "stopped after 2 s" in phases.run_phase("profile", place, 50).text
 
 
 # The call.
 
 
-class Profiler(SimpleNamespace):
+class Profiler:
     def __init__(self) -> None:
-        super().__init__(asked=[])
+        self.asked: list[str] = []
 
     def start(self) -> None:
         self.asked.append("start")
@@ -197,24 +179,15 @@ class Profiler(SimpleNamespace):
 @pytest.mark.parametrize("mode", ["infer", "train"])
 def test_one_call_is_between_start_and_stop(mode: str, monkeypatch, capsys) -> None:
     profiler = Profiler()
-    contender = profile_call.layers.contender
-
-    def watched(problem, provider):
-        found = contender(problem, provider)
-        assert problem.shape == (2, 3, 4, 5)
-
-        def run() -> None:
-            profiler.asked.append("run")
-            found.run()
-
-        return SimpleNamespace(run=run, prepare=found.prepare)
-
-    monkeypatch.setattr(profile_call.layers, "contender", watched)
+    plant(
+        monkeypatch,
+        lambda m: m.register_forward_pre_hook(lambda _, x: profiler.asked.append(x[0].shape)),
+    )
     monkeypatch.setattr(profile_call, "is_stepwise", lambda *_: False)
     argv = f"--cell gru --mode {mode} --dtype bfloat16 --shape 2,3,4,5 --tf32 none"
     assert profile_call.main(argv.split(), CudaOnCpu(), profiler) == 0
     # The one before it sets up what is set up once.
-    assert profiler.asked == ["run", "start", "run", "stop"]
+    assert profiler.asked == [(2, 3, 4), "start", (2, 3, 4), "stop"]
 
 
 @pytest.mark.parametrize("word, steps, how", [("stepwise", 3, "step by step"), ("grid", 5, "many")])

@@ -14,13 +14,13 @@ from bench_stand_ins import CudaOnCpu, make_job
 
 from benchmarks import bench_methods
 from benchmarks.bench_methods import Run
-from benchmarks.common import csv_files
+from benchmarks.common import rows
 from benchmarks.common.devices import DEVICES
 from benchmarks.common.shapes import GRIDS, Shape
-from benchmarks.gpu.methods import jobs, plans, process, rows, worker
-from benchmarks.gpu.methods.choices import Choice
-from benchmarks.gpu.methods.jobs import Job, LostError, Measurement
-from benchmarks.gpu.methods.process import Worker, WorkerLostError
+from benchmarks.gpu.kernels import Choice
+from benchmarks.gpu.methods import jobs, plans, worker
+from benchmarks.gpu.methods.jobs import FIELDS, Job, LostError, Measurement
+from benchmarks.gpu.methods.worker import Worker, WorkerLostError
 
 JOB = make_job(
     dtype="bfloat16", tf32=None, shape=Shape(4, 2, 3, 5), methods=("auto", "block", "grid")
@@ -31,44 +31,47 @@ CONDITIONS = {"device": "GPU", "date": "today", "threads": "1"}
 # The process that measures.
 
 
-def stub(script: str) -> list[str]:
-    """A worker of a few lines, with `job` for each job that comes."""
-    code = (
-        f"import json, os, sys, time\nfor line in sys.stdin:\n    job = json.loads(line)\n{script}"
-    )
+CELL = "{'at': job['cell']}"
+
+
+def stub(*statements: str) -> list[str]:
+    """A worker that does this for each `job` that comes; a dict is what it says."""
+    code = "import json, os, sys, time\nfor line in sys.stdin:\n    job = json.loads(line)\n"
+    for statement in statements:
+        said = f"print(json.dumps({statement}), flush=True)"
+        code += f"    {said if statement.startswith('{') else statement}\n"
     return [sys.executable, "-S", "-c", code]
 
 
-def says(*lines: str) -> str:
-    return "".join(f"    print({line!r}, flush=True)\n" for line in lines)
-
-
-DONE = '{"done": true}'
+GRID, DONE = "{'at': 'grid'}", "{'done': True}"
 
 
 def test_events_of_a_job_end_with_it() -> None:
-    script = "    print(json.dumps({'at': job['cell']}), flush=True)\n" + says(DONE)
-    with Worker(stub(script)) as asked:
-        assert list(asked.events(JOB)) == [{"at": "lstm"}]
+    with Worker(stub(CELL, "{'x': 1}", DONE)) as asked:
+        assert list(asked.events(JOB)) == [{"at": "lstm"}, {"x": 1}]
         # The same process answers the next one.
-        assert list(asked.events(replace(JOB, cell="gru"))) == [{"at": "gru"}]
+        gru = replace(JOB, cell="gru")
+        assert list(asked.events(gru)) == [{"at": "gru"}, {"x": 1}]
+        # A job that is left has no answers for the next.
+        for _ in asked.events(JOB):
+            break
+        assert next(iter(asked.events(gru))) == {"at": "gru"}
 
 
 @pytest.mark.parametrize(
     "end, why",
     [
-        (["os._exit(5)"], "its process ended with code 5"),
-        (["print('{\"ro', end='', flush=True)", "os._exit(6)"], "its process ended with code 6"),
-        (["time.sleep(60)"], "silent for 1 s"),
-        (['print(\'{"lost": "a fault"}\', flush=True)', "sys.exit(3)"], "a fault"),
+        ("os._exit(5)", "its process ended with code 5"),
+        ("(print('{\"ro', end='', flush=True), os._exit(6))", "its process ended with code 6"),
+        ("time.sleep(60)", "silent for 1 s"),
+        ('(print(\'{"lost": "a fault"}\', flush=True), sys.exit(3))', "a fault"),
     ],
     ids=["ends", "in_a_line", "hangs", "says_so"],
 )
-def test_process_that_is_lost_names_what_was_at_work(end: list[str], why: str) -> None:
-    ending = "    if job['cell'] == 'lstm':\n" + "".join(f"        {line}\n" for line in end)
+def test_process_that_is_lost_names_what_was_at_work(end: str, why: str) -> None:
     start = time.monotonic()
-    silence = 1.0 if "sleep" in end[0] else 30.0
-    with Worker(stub(says('{"at": "grid"}') + ending + says(DONE)), silence) as asked:
+    silence = 1.0 if "sleep" in end else 30.0
+    with Worker(stub(GRID, f"job['cell'] != 'lstm' or {end}", DONE), silence) as asked:
         found = []
         with pytest.raises(WorkerLostError, match=f"^{why}$") as lost:
             for event in asked.events(JOB):
@@ -80,17 +83,10 @@ def test_process_that_is_lost_names_what_was_at_work(end: list[str], why: str) -
 
 
 def test_words_of_a_kernel_are_passed_on(capsys) -> None:
-    with Worker(stub(says('{"at": "grid"}', "a wait took too many looks", DONE))) as asked:
+    words = "a wait took too many looks"
+    with Worker(stub(GRID, f"print({words!r}, flush=True)", DONE)) as asked:
         assert list(asked.events(JOB)) == [{"at": "grid"}]
-    assert capsys.readouterr().out == "a wait took too many looks\n"
-
-
-def test_job_that_is_left_has_no_answers_for_the_next() -> None:
-    script = "    print(json.dumps({'at': job['cell']}), flush=True)\n" + says('{"x": 1}', DONE)
-    with Worker(stub(script)) as asked:
-        for _ in asked.events(JOB):
-            break
-        assert list(asked.events(replace(JOB, cell="gru")))[0] == {"at": "gru"}
+    assert capsys.readouterr().out == f"{words}\n"
 
 
 def test_process_that_has_ended_is_lost(tmp_path: Path) -> None:
@@ -120,7 +116,7 @@ def test_worker_ends_where_the_device_is_lost(monkeypatch, capsys) -> None:
 
 def test_worker_is_started_from_its_file() -> None:
     """And takes fastlstm from the environment: its own folder and the sources come last."""
-    command = [process.COMMAND[0], "-S", *process.COMMAND[1:]]
+    command = [worker.COMMAND[0], "-S", *worker.COMMAND[1:]]
     with Worker(command) as asked, pytest.raises(WorkerLostError, match="ended with code 1"):
         list(asked.events(JOB))  # -S: without torch
 
@@ -163,12 +159,8 @@ def run(*answers: list[dict] | WorkerLostError, csv: Path | None = None) -> tupl
 
 def test_training_has_the_best_forward_of_its_problem(capsys) -> None:
     slow = row(1, "cluster:16x2x8", rounds=2)
-    training = [
-        row(20, "torch"),
-        row(9, "auto", "auto"),
-        row(6, "grid:16x3x8x1", "block"),
-        row(8, "stepwise", "stepwise"),
-    ]
+    training = [row(20, "torch"), row(9, "auto", "auto")]
+    training += [row(6, "grid:16x3x8x1", "block"), row(8, "stepwise", "stepwise")]
     found, asked = run(answer(*TABLE, slow), answer(*training))
     found.measure([JOB, replace(JOB, mode="train")], 1.0, lambda: 0.0)
     assert [job.forward for job in asked.asked] == ["auto", "grid:16x3x8x1"]
@@ -188,12 +180,12 @@ def test_rows_carry_problem_and_conditions(tmp_path: Path) -> None:
     plan = {"forward_plan": "block", "forward_model_us": "2.5"}
     found, _ = run(answer(*TABLE[:1], row(4, "auto", **plan)), csv=path)
     found.measure([replace(JOB, dtype="float32", tf32=True)], 1.0, lambda: 0.0)
-    torch_row, auto = csv_files.read(path)
+    torch_row, auto = rows.read(path, FIELDS)
     wanted = {"device": "GPU", "date": "today", "cell": "lstm", "mode": "infer", "T": "4", "H": "5"}
     wanted |= {"dtype": "float32", "tf32": "on", "checked_T": "4", "sm_mhz": "1980", **plan}
     wanted |= {"forward": "auto", "us": "4", "rounds": "7", "ratio_stepwise": "2"}
     assert wanted.items() <= auto.items()
-    assert list(auto) == list(rows.FIELDS)
+    assert list(auto) == list(FIELDS)
     assert (torch_row["forward"], torch_row["forward_plan"]) == ("torch", "")
 
 
@@ -294,7 +286,7 @@ SMALL = "--shape 4,2,3,5 --cells gru --dtype bfloat16 --seconds 0.01 --methods g
 def test_program_measures_and_keeps_rows(gpu, tmp_path: Path, capsys) -> None:
     path = tmp_path / "rows.csv"
     assert bench_methods.main([*SMALL.split(), "--csv", str(path)]) == 0
-    found = csv_files.read(path)
+    found = rows.read(path, FIELDS)
     assert [(r["mode"], r["forward"], r["backward"]) for r in found][:4] == [
         ("infer", "torch", ""),
         ("infer", "stepwise", ""),
@@ -322,21 +314,3 @@ def test_interrupt_leaves_a_summary(gpu, monkeypatch, capsys) -> None:
     monkeypatch.setattr(Measurement, "events", interrupted)
     assert bench_methods.main(SMALL.split()) == 130
     assert capsys.readouterr().out.splitlines()[-1] == "0 rows measured, 0 red"
-
-
-@pytest.mark.parametrize(
-    "argv, message",
-    [
-        ("--methods stepwise", "argument --methods: unknown method 'stepwise'; known: block, "),
-        ("--csv /nowhere/rows.csv", "argument --csv: no such directory: /nowhere"),
-        (f"--csv {__file__}", f"argument --csv: {__file__} has other columns than "),
-        ("", "needs a GPU: torch "),
-    ],
-)
-def test_wrong_command_line_is_one_line_and_code_2(argv: str, message: str, capsys) -> None:
-    with pytest.raises(SystemExit) as exit:
-        bench_methods.main(argv.split())
-    assert exit.value.code == 2
-    error = capsys.readouterr().err
-    assert error.startswith(f"bench_methods.py: error: {message}")
-    assert error.count("\n") == 1

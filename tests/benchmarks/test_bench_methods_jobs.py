@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterator
 from dataclasses import replace
@@ -18,9 +19,9 @@ from benchmarks.common.equality import Problem, Verdict
 from benchmarks.common.providers import CELLS
 from benchmarks.common.shapes import GRIDS, Shape
 from benchmarks.common.timing import Contender
-from benchmarks.gpu import kernels as kernel_choice
-from benchmarks.gpu.methods import choices, jobs, plans, rows
-from benchmarks.gpu.methods.choices import Choice
+from benchmarks.gpu import kernels
+from benchmarks.gpu.kernels import Choice
+from benchmarks.gpu.methods import jobs, plans
 from benchmarks.gpu.methods.jobs import Candidate, Job, LostError, Measurement
 
 # Without TF32, which torch.nn does not have on a CPU.
@@ -33,9 +34,14 @@ TRIED = {"cluster": ["cluster:16x2x8"], "grid": ["grid:16x2x8x1", FAILING]}
 
 
 @pytest.fixture
-def few_plans(monkeypatch) -> None:
-    """All of them possible, and a method's own plan the first."""
+def few(monkeypatch) -> None:
+    """Plans."""
     monkeypatch.setattr(plans, "words", lambda method, *_: TRIED.get(method, [method]))
+
+
+@pytest.fixture
+def few_plans(monkeypatch, few) -> None:
+    """All of them possible, and a method's own plan the first."""
 
     def choice(*asked: object, backward: bool) -> Choice:
         return Choice(TRIED.get(asked[-1], [asked[-1]])[0], 1.0)
@@ -51,8 +57,7 @@ def told(monkeypatch) -> None:
 
 
 @pytest.fixture
-def emulator(monkeypatch, told) -> Iterator[None]:
-    monkeypatch.setattr(plans, "words", lambda method, *_: TRIED.get(method, [method]))
+def emulator(few, told) -> Iterator[None]:
     with device("simt"):
         yield
 
@@ -84,23 +89,12 @@ def test_plans_hold_the_units_and_no_more_blocks_than_there_are() -> None:
 
 
 @pytest.mark.parametrize("shape", GRIDS["gpu"], ids=str)
-def test_every_word_is_one_that_the_library_knows(shape: Shape) -> None:
+def test_every_word_is_one_that_the_library_knows(shape: Shape, told) -> None:
     """And one that is possible is taken as it is."""
     possible = 0
-    for method in kernel_choice.PERSISTENT:
+    for method in kernels.PERSISTENT:
         for word in plans.words(method, shape.N, shape.H, 132):
-            found = simt_extension.load().cuda_choice(
-                mode="GRU",
-                backward=False,
-                T=shape.T,
-                N=shape.N,
-                H=shape.H,
-                directions=1,
-                dtype=torch.bfloat16,
-                tf32=False,
-                wanted=word,
-            )
-            plan = choices.plan_word(found)
+            plan = kernels.choice("gru", shape, "bfloat16", False, word, backward=False).plan
             assert plan in (word, "stepwise")
             possible += plan == word
     assert possible > 0 or shape.H > 1500
@@ -108,19 +102,18 @@ def test_every_word_is_one_that_the_library_knows(shape: Shape) -> None:
 
 def test_choice_is_that_of_the_extension(told) -> None:
     shape = Shape(100, 16, 64, 256)
-    found = choices.choice("lstm", shape, "bfloat16", None, "cluster:32x8x16", backward=True)
+    found = kernels.choice("lstm", shape, "bfloat16", None, "cluster:32x8x16", backward=True)
     assert found.plan == "cluster:32x8x16" and 0 < found.step_us < 100
-    assert (
-        choices.choice("gru", shape, "float32", False, "block", backward=False).plan == "stepwise"
-    )
+    asked = ("gru", shape, "float32", False)
+    assert kernels.choice(*asked, "block", backward=False).plan == "stepwise"
     with pytest.raises(ValueError, match="FASTLSTM_CUDA_KERNEL must be"):
-        choices.choice("gru", shape, "float32", False, "fast", backward=False)
+        kernels.choice(*asked, "fast", backward=False)
 
 
 def test_what_leads_to_single_steps_is_not_possible() -> None:
-    assert choices.is_possible(Choice("grid:16x2x8x1", 1.0), "grid")
-    assert not choices.is_possible(Choice("stepwise", 1.0), "grid")
-    assert choices.is_possible(Choice("stepwise", 1.0), "stepwise")
+    assert Choice("grid:16x2x8x1", 1.0).is_that_of("grid")
+    assert not Choice("stepwise", 1.0).is_that_of("grid")
+    assert Choice("stepwise", 1.0).is_that_of("stepwise")
 
 
 # What is tried.
@@ -150,8 +143,7 @@ def test_candidates_of_training_differ_in_backward(few_plans) -> None:
     ]
 
 
-def test_what_is_not_possible_is_not_tried(monkeypatch, told) -> None:
-    monkeypatch.setattr(plans, "words", lambda method, *_: TRIED.get(method, [method]))
+def test_what_is_not_possible_is_not_tried(few, told) -> None:
     # The plan that the library would take is tried by its own word.
     first, *rest = names(JOB)[2:]
     assert first.startswith("grid:") and rest == [w for w in ("grid:16x2x8x1",) if w != first]
@@ -162,7 +154,7 @@ def test_what_is_not_possible_is_not_tried(monkeypatch, told) -> None:
 
 def test_candidate_asks_before_forward_and_before_backward(monkeypatch) -> None:
     asked = []
-    monkeypatch.setattr(kernel_choice, "want", lambda word: asked.append(word))
+    monkeypatch.setattr(kernels, "want", lambda word: asked.append(word))
     problem = Problem(CELLS["gru"], Shape(3, 2, 4, 5), "train", torch.float32)
     provider = Candidate("grid", "block").provider()
     found = problem.results(provider, torch.float32, with_state=True)
@@ -173,8 +165,6 @@ def test_candidate_asks_before_forward_and_before_backward(monkeypatch) -> None:
 
 
 def test_job_comes_back_from_json() -> None:
-    import json
-
     assert Job.read(json.loads(json.dumps(TRAIN.as_json()))) == TRAIN
 
 
@@ -202,7 +192,7 @@ def test_forward_on_the_emulator(emulator, monkeypatch) -> None:
         assert row["backward"] == ""
         assert float(row["us_p10"]) <= float(row["us"]) <= float(row["us_p90"])
         assert row["rounds"] >= jobs.FIRST_ROUNDS + jobs.MIN_ROUNDS
-        assert set(row) <= set(rows.FIELDS)
+        assert set(row) <= set(jobs.FIELDS)
     by_name = {row["forward"]: row for row in table}
     assert by_name["stepwise"]["ratio_stepwise"] == by_name["torch"]["ratio_torch"] == "1"
     assert found[-1]["checked_T"] == 2 and found[-1]["sm_mhz"] == "1980"
@@ -223,16 +213,19 @@ def test_training_on_the_emulator(emulator, told) -> None:
     assert plans_of["stepwise", "stepwise"]["backward_plan"] == "stepwise"
 
 
-class Slow:
-    """A timer that gives what is said for each name, and keeps who was timed."""
+class Slow(dict):
+    """A timer that gives what is said for each name, or raises it, and keeps who was timed."""
 
-    def __init__(self, seconds: dict[str, float]) -> None:
-        self.times = seconds
+    def __init__(self, said: dict[str, float | Exception]) -> None:
+        super().__init__(said)
         self.timed: list[str] = []
 
-    def seconds(self, contender: Contender) -> float:
+    def __call__(self, contender: Contender) -> float:
         self.timed.append(contender.name)
-        return self.times.get(contender.name, 1.0)
+        found = self.get(contender.name, 1.0)
+        if isinstance(found, Exception):
+            raise found
+        return found
 
 
 def test_best_plans_are_timed_for_longer(few_plans, monkeypatch) -> None:
@@ -278,14 +271,8 @@ def test_wrong_and_failing_candidates_are_red_and_not_timed(few_plans, monkeypat
 
 def test_candidate_that_fails_when_timed_is_red(few_plans, monkeypatch) -> None:
     dev = CudaOnCpu()
-
-    class OutOfMemory(Slow):
-        def seconds(self, contender: Contender) -> float:
-            if contender.name == FAILING:
-                raise RuntimeError("out of memory")
-            return super().seconds(contender)
-
-    monkeypatch.setattr(dev, "timer", lambda: OutOfMemory({}))
+    timer = Slow({FAILING: RuntimeError("out of memory")})
+    monkeypatch.setattr(dev, "timer", lambda: timer)
     found = events(JOB, dev)
     assert of("red", found) == [FAILING]
     assert FAILING not in [row["forward"] for row in of("rows", found)[0]]
@@ -305,8 +292,6 @@ def test_lost_device_ends_the_job_at_its_candidate(few_plans, monkeypatch) -> No
     monkeypatch.setattr(dev, "synchronize", lost)
     found = []
     with pytest.raises(LostError, match="^RuntimeError: unspecified launch failure$"):
-        found.extend(Measurement(JOB, dev).events())
-    with pytest.raises(LostError):
         for event in Measurement(JOB, dev).events():
             found.append(event)
     assert found[-1] == {"at": FAILING}

@@ -1,54 +1,38 @@
-"""The benchmarks of packed rows and of single steps, on tiny problems."""
+"""The benchmarks of packed rows, single steps and tokens, on tiny problems."""
 
 from __future__ import annotations
 
-import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from bench_stand_ins import plant, spoil_output
 from torch import nn
+from torch.nn import functional as F
 
 import fastlstm
-from benchmarks import bench_packed, bench_step
+from benchmarks import bench_packed, bench_step, bench_tokens
 from benchmarks.bench_packed import COMPARISONS, LENGTHS, PACKED, PADDED, Batch
-from benchmarks.common import csv_rows, machine, measure
+from benchmarks.common import measure, rows
 from benchmarks.common.equality import Problem
 from benchmarks.common.measure import Measured
-from benchmarks.common.providers import CELLS, PROVIDERS, STEPS, Cell, Provider
+from benchmarks.common.providers import CELLS, PROVIDERS, STEPS, Provider
 from benchmarks.common.shapes import Shape, flops
 from benchmarks.common.timing import summarise
 
-RAGGED = "--shape 12,6,24,32 --min-length 2 --seconds 0.01 --threads 1"
-
-
-@pytest.fixture(autouse=True)
-def short_peak(monkeypatch) -> None:
-    monkeypatch.setattr(machine, "PEAK_SECONDS", 0.002)
+SHORT = "--seconds 0.01 --threads 1"
+RAGGED = f"--shape 12,6,24,32 --min-length 2 {SHORT}"
 
 
 @pytest.fixture
-def tiny_steps(monkeypatch) -> None:
-    monkeypatch.setattr(
-        bench_step, "SHAPES", {"train": Shape(1, 8, 24, 32), "infer": Shape(1, 1, 8, 8)}
-    )
-    monkeypatch.setattr(bench_step, "CALLS", {"train": 1, "infer": 5})
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "rows.csv"
 
 
-def ragged_batch(cell: str = "lstm", mode: str = "train", seed: int = 0) -> Batch:
-    return Batch(Problem(CELLS[cell], Shape(12, 6, 24, 32), mode, torch.float32, seed=seed), 2)
-
-
-def plant(monkeypatch, spoil) -> None:
-    """Let `spoil` change every module of the provider fastlstm."""
-
-    def make(cell: Cell, input_size: int, hidden_size: int) -> nn.Module:
-        module = getattr(fastlstm, cell.module)(input_size, hidden_size, **cell.options)
-        spoil(module)
-        return module
-
-    monkeypatch.setitem(PROVIDERS, "fastlstm", Provider("fastlstm", make))
+def run(script, *argv: object) -> int:
+    """The exit code of a command line."""
+    return script.main(" ".join(map(str, argv)).split())
 
 
 def spoil_gradient(module: nn.Module) -> None:
@@ -56,12 +40,11 @@ def spoil_gradient(module: nn.Module) -> None:
     weight.register_hook(lambda grad: 1.001 * grad)
 
 
-def spoil_output(module: nn.Module) -> None:
-    def wrong(_module, _inputs, found):
-        # Of a cell h alone, of an LSTM cell (h, c), of a layer (output, hidden).
-        return 1.001 * found if isinstance(found, torch.Tensor) else (1.001 * found[0], found[1])
+# Packed rows.
 
-    module.register_forward_hook(wrong)
+
+def ragged_batch(cell: str = "lstm", mode: str = "train") -> Batch:
+    return Batch(Problem(CELLS[cell], Shape(12, 6, 24, 32), mode, torch.float32), 2)
 
 
 def ignore_lengths(module: nn.Module) -> None:
@@ -80,18 +63,15 @@ def test_lengths_are_uniform_and_come_from_the_seed() -> None:
     assert counts[:3].sum() == 0
     assert counts[3:].min() > 200
     assert batch.rows == batch.lengths.sum()
-    assert [batch.rows_computed(side) for side in (PADDED, PACKED, LENGTHS)] == [
-        9 * 2000,
-        batch.rows,
-        batch.rows,
-    ]
+    computed = [batch.rows_computed(side) for side in (PADDED, PACKED, LENGTHS)]
+    assert computed == [9 * 2000, batch.rows, batch.rows]
 
 
 def test_ratio_against_padding_is_that_of_times_per_row(monkeypatch) -> None:
     batch, asked = ragged_batch(), []
 
     def fake(*contenders, operations, **_):
-        asked.append(([contender.name for contender in contenders], operations))
+        asked.append((*(contender.name for contender in contenders), operations))
         return Measured(summarise([(6.0, 3.0)]), 1.0, None)
 
     monkeypatch.setattr(measure, "measure", fake)
@@ -102,35 +82,28 @@ def test_ratio_against_padding_is_that_of_times_per_row(monkeypatch) -> None:
     assert {m.stats.ms for m in found} == {3000.0}
     operations = flops(4, batch.problem.shape, "train", batch.rows)
     assert asked == [
-        (["torch packed", "fastlstm packed"], operations),
-        (["fastlstm padded", "fastlstm packed"], operations),
-        (["fastlstm padded", "fastlstm lengths"], operations),
+        ("torch packed", "fastlstm packed", operations),
+        ("fastlstm padded", "fastlstm packed", operations),
+        ("fastlstm padded", "fastlstm lengths", operations),
     ]
 
 
 @pytest.mark.parametrize("side", [PADDED, PACKED, LENGTHS], ids=str)
-def test_timed_call_of_a_ragged_batch_is_the_checked_one(side) -> None:
-    batch = ragged_batch()
-    modules = []
-
-    def make(cell, input_size, hidden_size):
-        modules.append(fastlstm.LSTM(input_size, hidden_size))
-        return modules[-1]
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(PROVIDERS, "fastlstm", Provider("fastlstm", make))
-        contender = batch.contender(side)
-        for _ in range(2):
-            contender.prepare()
-            contender.run()
+def test_timed_call_of_a_ragged_batch_is_the_checked_one(side, monkeypatch) -> None:
+    batch, modules = ragged_batch(), []
+    plant(monkeypatch, modules.append)
+    contender = batch.contender(side)
+    for _ in range(2):
+        contender.prepare()
+        contender.run()
     if side is PADDED:
         found = batch.problem.results(PROVIDERS["fastlstm"], torch.float32, with_state=False)
     else:
         found = batch.results(side, torch.float32)
-    for name, parameter in modules[-1].named_parameters():
+    for name, parameter in modules[0].named_parameters():
         assert torch.equal(parameter.grad, found[f"grad {name}"]), name
     contender.prepare()
-    assert all(parameter.grad is None for parameter in modules[-1].parameters())
+    assert all(parameter.grad is None for parameter in modules[0].parameters())
 
 
 def test_ragged_inference_computes_no_gradients(monkeypatch) -> None:
@@ -146,25 +119,21 @@ def test_ragged_inference_computes_no_gradients(monkeypatch) -> None:
     assert seen == [False]
 
 
-def test_packed_rows_are_measured_where_equal(tmp_path: Path, capsys) -> None:
-    path = tmp_path / "rows.csv"
-    assert bench_packed.main([*RAGGED.split(), "--csv", str(path)]) == 0
+def test_packed_rows_are_measured_where_equal(path: Path, capsys) -> None:
+    assert run(bench_packed, RAGGED, "--csv", path) == 0
     out = capsys.readouterr().out
     assert "RED" not in out
     assert f"lengths 2..12: {ragged_batch().rows} of 72 rows" in out
-    rows = csv_rows.read_rows(path)
-    assert [r["cell"] for r in rows] == 6 * ["lstm"] + 6 * ["gru"]
-    assert [(r["provider"], r["baseline"]) for r in rows[:3]] == [
+    found = rows.read(path)
+    assert [r["cell"] for r in found] == 6 * ["lstm"] + 6 * ["gru"]
+    assert [(r["provider"], r["baseline"]) for r in found[:3]] == [
         ("fastlstm packed", "torch packed"),
         ("fastlstm packed", "fastlstm padded"),
         ("fastlstm lengths", "fastlstm padded"),
     ]
-    assert [r["mode"] for r in rows[:4]] == [
-        "infer, lengths 2..12",
-        "infer, per row, lengths 2..12",
-        "infer, per row, lengths 2..12",
-        "train, lengths 2..12",
-    ]
+    whole, per_row = "{}, lengths 2..12", "{}, per row, lengths 2..12"
+    modes = [text.format(mode) for mode in ("infer", "train") for text in (whole, per_row, per_row)]
+    assert [r["mode"] for r in found] == 2 * modes
 
 
 @pytest.mark.parametrize(
@@ -174,13 +143,9 @@ def test_packed_rows_are_measured_where_equal(tmp_path: Path, capsys) -> None:
         (ignore_lengths, ["lengths: output", "lengths: h_n"]),
     ],
 )
-def test_wrong_packed_rows_are_not_measured(
-    spoil, lines, tmp_path: Path, monkeypatch, capsys
-) -> None:
+def test_wrong_packed_rows_are_not_measured(spoil, lines, path: Path, monkeypatch, capsys) -> None:
     plant(monkeypatch, spoil)
-    path = tmp_path / "rows.csv"
-    argv = [*RAGGED.split(), "--cells", "gru", "--mode", "train", "--csv", str(path)]
-    assert bench_packed.main(argv) == 1
+    assert run(bench_packed, RAGGED, "--cells gru --mode train --csv", path) == 1
     out = capsys.readouterr().out
     for line in lines:
         assert f"RED  fastlstm {line}: error" in out
@@ -204,36 +169,46 @@ def test_padded_side_is_checked_too(monkeypatch) -> None:
 
 
 @pytest.mark.parametrize(
-    "option, missed",
+    "script, argv, option, missed",
     [
-        ("--min-ratio", ["packed / torch packed"]),
+        (bench_packed, f"{RAGGED} --cells lstm", "--min-ratio", ["packed / torch packed"]),
         (
+            bench_packed,
+            f"{RAGGED} --cells lstm",
             "--min-per-row",
             ["packed / fastlstm padded, per row", "lengths / fastlstm padded, per row"],
         ),
+        (bench_step, f"{SHORT} --cells rnn_cell", "--min-ratio", ["rnn_cell, infer"]),
     ],
 )
-def test_required_ratios_of_packed_rows(option: str, missed: list[str], capsys) -> None:
-    argv = [*RAGGED.split(), "--cells", "lstm", "--mode", "infer", option]
-    assert bench_packed.main([*argv, "1e-9"]) == 0
+def test_required_ratios_decide_the_exit_code(
+    script, argv: str, option: str, missed: list[str], tiny_steps, capsys
+) -> None:
+    assert run(script, argv, "--mode infer", option, "1e-9") == 0
     assert "MISSED" not in capsys.readouterr().out
-    assert bench_packed.main([*argv, "1e9"]) == 1
+    assert run(script, argv, "--mode infer", option, "1e9") == 1
     lines = capsys.readouterr().out.splitlines()
-    found = [line.split(": ")[1] for line in lines if line.startswith("MISSED")]
-    assert found == missed
+    assert [line.split(": ")[1] for line in lines if line.startswith("MISSED")] == missed
 
 
-def test_steps_are_measured_where_equal(tiny_steps, tmp_path: Path, capsys) -> None:
-    path = tmp_path / "rows.csv"
-    argv = ["--seconds", "0.01", "--threads", "1", "--csv", str(path)]
-    assert bench_step.main(argv) == 0
+# Steps.
+
+
+@pytest.fixture
+def tiny_steps(monkeypatch) -> None:
+    shapes = {"train": Shape(1, 8, 24, 32), "infer": Shape(1, 1, 8, 8)}
+    monkeypatch.setattr(bench_step, "SHAPES", shapes)
+    monkeypatch.setattr(bench_step, "INFER_CALLS", 5)
+
+
+def test_steps_are_measured_where_equal(tiny_steps, path: Path, capsys) -> None:
+    assert run(bench_step, SHORT, "--csv", path) == 0
     assert "RED" not in capsys.readouterr().out
-    rows = csv_rows.read_rows(path)
+    found = rows.read(path)
     cells = ["lstm_cell", "gru_cell", "rnn_cell"]
-    assert [(r["mode"], r["cell"]) for r in rows] == [
-        (mode, cell) for mode in ("infer", "train") for cell in cells
-    ]
-    assert [rows[-1][name] for name in "TNIH"] == ["1", "8", "24", "32"]
+    expected = [(mode, cell) for mode in ("infer", "train") for cell in cells]
+    assert [(r["mode"], r["cell"]) for r in found] == expected
+    assert [found[-1][name] for name in "TNIH"] == ["1", "8", "24", "32"]
 
 
 @pytest.mark.parametrize(
@@ -242,22 +217,18 @@ def test_steps_are_measured_where_equal(tiny_steps, tmp_path: Path, capsys) -> N
 )
 @pytest.mark.parametrize("cell", STEPS)
 def test_wrong_steps_are_not_measured(
-    cell: str, mode: str, spoil, tensor: str, tiny_steps, tmp_path: Path, monkeypatch, capsys
+    cell: str, mode: str, spoil, tensor: str, tiny_steps, path: Path, monkeypatch, capsys
 ) -> None:
     plant(monkeypatch, spoil)
-    path = tmp_path / "rows.csv"
-    argv = f"--cells {cell} --mode {mode} --seconds 0.01 --threads 1 --csv {path}"
-    assert bench_step.main(argv.split()) == 1
-    lines = [line for line in capsys.readouterr().out.splitlines() if "RED" in line]
-    assert len(lines) == 1
-    assert f"RED  {tensor}: error" in lines[0]
+    assert run(bench_step, SHORT, "--cells", cell, "--mode", mode, "--csv", path) == 1
+    (line,) = (line for line in capsys.readouterr().out.splitlines() if "RED" in line)
+    assert f"RED  {tensor}: error" in line
     assert not path.exists()
 
 
 def test_timed_step_is_the_checked_one(tiny_steps) -> None:
     def step(mode: str) -> bench_step.Step:
-        cell, shape = STEPS["lstm_cell"], bench_step.SHAPES[mode]
-        return bench_step.Step(cell, PROVIDERS["fastlstm"], shape, mode, torch.float32, 0)
+        return bench_step.Step(STEPS["lstm_cell"], PROVIDERS["fastlstm"], mode, torch.float32, 0)
 
     timed = step("train")
     contender = timed.contender("ours")
@@ -279,58 +250,58 @@ def test_timed_step_is_the_checked_one(tiny_steps) -> None:
     assert contender.calls == 5
 
 
-def test_required_ratio_of_steps(tiny_steps, capsys) -> None:
-    argv = [
-        "--cells",
-        "rnn_cell",
-        "--mode",
-        "infer",
-        "--seconds",
-        "0.01",
-        "--threads",
-        "1",
-        "--min-ratio",
-    ]
-    assert bench_step.main([*argv, "1e-9"]) == 0
-    assert bench_step.main([*argv, "1e9"]) == 1
-    assert "MISSED: rnn_cell, infer: " in capsys.readouterr().out
+# Tokens.
 
 
-@pytest.mark.parametrize(
-    "script, argv, message",
-    [
-        (
-            bench_packed,
-            "--shape 9,2,3,4 --min-length 10",
-            "argument --min-length: expected at most",
-        ),
-        (bench_packed, "--shape 9,2,3", "argument --shape: a shape is four integers"),
-        (bench_packed, "--cells tree", "argument --cells: unknown cell 'tree'"),
-        (bench_packed, "--csv no/x.csv", "argument --csv: no such directory"),
-        (bench_step, "--cells lstm", "argument --cells: unknown cell 'lstm'; known: lstm_cell"),
-        (bench_step, "--min-ratio 0", "argument --min-ratio: expected a positive number"),
-        (bench_step, "--csv no/x.csv", "argument --csv: no such directory"),
-    ],
-)
-def test_wrong_command_line_is_one_line_and_code_2(
-    script, argv: str, message: str, tmp_path: Path, monkeypatch, capsys
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    with pytest.raises(SystemExit) as exit:
-        script.main(argv.split())
-    assert exit.value.code == 2
-    captured = capsys.readouterr()
-    assert captured.out == ""
-    assert captured.err.partition(": error: ")[2].startswith(message)
-    assert captured.err.count("\n") == 1
+class TokenLSTM(nn.LSTM):
+    """torch.nn.LSTM that takes tokens as fastlstm.LSTM does."""
+
+    def forward(self, input, hx=None, *, embedding=None):
+        if embedding is not None:
+            input = F.embedding(input, embedding)
+        elif not input.is_floating_point():
+            input = F.one_hot(input, self.input_size).to(self.weight_ih_l0.dtype)
+        return super().forward(input, hx)
 
 
-@pytest.mark.parametrize("script", [bench_packed, bench_step])
-def test_missing_extension_is_one_line(script, monkeypatch, capsys) -> None:
-    monkeypatch.setitem(sys.modules, "fastlstm", None)
-    with pytest.raises(SystemExit) as exit:
-        script.main([])
-    assert exit.value.code == 2
-    error = capsys.readouterr().err
-    assert "fastlstm cannot provide" in error
-    assert error.count("\n") == 1
+class DetachedTableLSTM(TokenLSTM):
+    def forward(self, input, hx=None, *, embedding=None):
+        embedding = None if embedding is None else 1.001 * embedding.detach() - 0.001 * embedding
+        return super().forward(input, hx, embedding=embedding)
+
+
+@pytest.fixture
+def tokens_by(monkeypatch):
+    """Lets a class measure few tokens."""
+    for name, size in {"T": 6, "N": 4, "H": 16, "V": 7}.items():
+        monkeypatch.setattr(bench_tokens, name, size)
+
+    def use(lstm: type[nn.Module]) -> None:
+        provider = Provider("fastlstm", lambda _, *sizes: lstm(*sizes))
+        monkeypatch.setitem(PROVIDERS, "fastlstm", provider)
+
+    return use
+
+
+@pytest.mark.parametrize("lstm", [TokenLSTM, fastlstm.LSTM])
+def test_tokens_are_measured_where_equal(tokens_by, lstm, path: Path, capsys) -> None:
+    tokens_by(lstm)
+    assert run(bench_tokens, SHORT, "--csv", path) == 0
+    assert "RED" not in capsys.readouterr().out
+    assert [r["baseline"] for r in rows.read(path)] == ["fastlstm one-hot", "fastlstm embedding"]
+
+
+def test_tokens_with_a_wrong_table_gradient_are_red(tokens_by, path: Path, capsys) -> None:
+    tokens_by(DetachedTableLSTM)
+    assert run(bench_tokens, SHORT, "--csv", path) == 1
+    assert "RED  token_and_table_input: grad table: error" in capsys.readouterr().out
+    assert [r["baseline"] for r in rows.read(path)] == ["fastlstm one-hot"]
+
+
+def test_missed_token_targets_decide_the_exit_code_on_request(tokens_by, monkeypatch) -> None:
+    tokens_by(TokenLSTM)
+    one_hot, _ = bench_tokens.COMPARISONS
+    for target, code in ((1e9, 1), (1e-9, 0)):
+        monkeypatch.setattr(bench_tokens, "COMPARISONS", (replace(one_hot, target=target),))
+        assert run(bench_tokens, SHORT, "--enforce-targets") == code
+        assert run(bench_tokens, SHORT) == 0

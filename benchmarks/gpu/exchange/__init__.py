@@ -33,6 +33,6 @@ does not: a process of its own and a time limit are around each scheme).
     cluster.cuh    the two of clusters, and block           run.h        a launch, its time and sums
     faults.cu      the same with a wait or a buffer left out, for tests in the emulator
 
-The Python side: expected.py (checksums), native.py (build, calls), plan.py (what is measured),
-worker.py and process.py (a process for each scheme), rows.py (CSV), and ../../bench_exchange.py.
+The Python side: checksums.py, native.py (build, calls), plan.py (what is measured, and its
+columns), worker.py (a process for each scheme), and ../../bench_exchange.py.
 """

@@ -6,17 +6,18 @@ import ctypes
 import os
 import shutil
 import subprocess
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.gpu.exchange.expected import checksums
+from benchmarks.gpu.exchange.checksums import checksums
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[2]
+NO_NVCC = "nvcc was not found: set CUDA_HOME, or put it on PATH"
 SOURCES = (HERE / "schemes.cu", HERE / "gpu.cu")
 STEPS = 2000
 # In which table of the library a scheme is; what is not here is in exchange_run.
@@ -33,11 +34,8 @@ class WrongNumbersError(RuntimeError):
 
 class _Problem(ctypes.Structure):
     _fields_ = [
-        *(
-            (name, ctypes.c_int32)
-            for name in ("groups", "blocks", "threads", "chunks", "steps")
-            + ("launches", "most_looks", "shared_bytes")
-        ),
+        *((name, ctypes.c_int32) for name in ("groups", "blocks", "threads", "chunks", "steps")),
+        *((name, ctypes.c_int32) for name in ("launches", "most_looks", "shared_bytes")),
         ("seed", ctypes.c_uint64),
     ]
 
@@ -67,9 +65,8 @@ class Problem:
         """Of 16 bytes, eight numbers. Raises ValueError where they are not whole."""
         chunks, rest = divmod(self.rows * self.units, 8)
         if rest:
-            raise ValueError(
-                f"rows * units must be a multiple of 8, not {self.rows} * {self.units}"
-            )
+            sizes = f"{self.rows} * {self.units}"
+            raise ValueError(f"rows * units must be a multiple of 8, not {sizes}")
         return chunks
 
     def as_argument(self) -> _Problem:
@@ -141,15 +138,8 @@ class Library:
 
 def check_checksums(hashes: NDArray[np.uint32], problem: Problem, every_warp: bool) -> None:
     """Raises WrongNumbersError where a launch of `hashes` [launches, blocks, threads] is wrong."""
-    expected = checksums(
-        problem.steps,
-        problem.chunks,
-        problem.threads,
-        problem.groups,
-        problem.blocks,
-        every_warp,
-    )
-    wrong = hashes != expected
+    sizes = (problem.steps, problem.chunks, problem.threads, problem.groups, problem.blocks)
+    wrong = hashes != checksums(*sizes, every_warp)
     if wrong.any():
         launch, block, thread = np.argwhere(wrong)[0]
         raise WrongNumbersError(
@@ -175,16 +165,15 @@ def command(nvcc: str, arch: str, target: Path, flags: Sequence[str] = ()) -> li
     ]
 
 
-def build(
-    folder: Path, arch: str, run: Callable[..., subprocess.CompletedProcess] = subprocess.run
-) -> Path:
+def build(folder: Path, arch: str) -> Path:
     """The library for `arch` in `folder`, which is made. Raises RuntimeError where that fails."""
     nvcc = find_nvcc()
     if nvcc is None:
-        raise RuntimeError("nvcc was not found: set CUDA_HOME, or put it on PATH")
+        raise RuntimeError(NO_NVCC)
     folder.mkdir(parents=True, exist_ok=True)
     target = folder / f"exchange_{arch}.so"
-    done = run(command(nvcc, arch, target), capture_output=True, text=True, check=False)
+    wanted = command(nvcc, arch, target)
+    done = subprocess.run(wanted, capture_output=True, text=True, check=False)
     if done.returncode != 0:
         raise RuntimeError(f"nvcc failed:\n{done.stdout}{done.stderr}")
     return target

@@ -1,4 +1,4 @@
-"""What bench_exchange.py measures."""
+"""What bench_exchange.py measures, and the columns of its rows."""
 
 from __future__ import annotations
 
@@ -17,6 +17,12 @@ CLUSTER_SHARED_BYTES = 200 * 1024
 # A buffer [steps, N, H] of this size is in L2 from when it is filled; a longer one is not.
 L2_BYTES = 16 << 20
 MOST_BLOCKS = 160
+
+FIELDS = (
+    *("date", "commit", "device", "driver", "cuda", "capability", "sms", "sm_mhz"),
+    *("scheme", "groups", "blocks", "threads", "N", "H", "steps", "launches"),
+    *("us", "us_min", "us_max", "us_with_loop", "us_loop"),
+)
 
 Clusters = dict[int, int]
 

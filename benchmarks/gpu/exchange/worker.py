@@ -9,21 +9,41 @@ line of JSON each. {"scheme", "problem"} is answered by {"ms": [...], "empty_ms"
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from benchmarks.gpu.exchange.native import EVERY_WARP, Library, Problem
+from benchmarks.gpu.exchange.native import EVERY_WARP, ROOT, Library, Problem
+
+
+def answers(library: Path, jobs: Sequence[dict], seconds: float) -> list[dict]:
+    """An answer for each job; {"error"} for those that were not answered within `seconds`."""
+    command = [sys.executable, "-m", "benchmarks.gpu.exchange.worker", str(library)]
+    asked = "".join(json.dumps(job) + "\n" for job in jobs)
+    try:
+        done = subprocess.run(
+            command,
+            cwd=ROOT,
+            input=asked.encode(),
+            capture_output=True,
+            timeout=max(seconds, 0.1),
+            check=False,
+        )
+        output, errors = done.stdout, done.stderr.decode(errors="replace").strip()
+        why = f"its process ended with code {done.returncode}: {errors.rpartition(chr(10))[2]}"
+    except subprocess.TimeoutExpired as late:
+        output, why = late.stdout or b"", f"stopped after {seconds:.0f} s"
+    # The last line may be half an answer.
+    found = [json.loads(line) for line in output.split(b"\n")[:-1]]
+    return found + [{"error": why}] * (len(jobs) - len(found))
 
 
 def measure(library: Library, job: dict) -> dict:
     """A scheme, and the loop alone right after it, both once for nothing first."""
     scheme, problem = job["scheme"], Problem(**job["problem"])
     empty = "empty_block" if scheme in EVERY_WARP else "empty"
-    return {
-        "ms": library.run(scheme, problem)[1:],
-        "empty_ms": library.run(empty, problem)[1:],
-    }
+    return {"ms": library.run(scheme, problem)[1:], "empty_ms": library.run(empty, problem)[1:]}
 
 
 def launches(library: Library, job: dict) -> dict:

@@ -14,8 +14,9 @@ from dataclasses import asdict, dataclass
 import torch
 
 from benchmarks.common import equality, layers
-from benchmarks.common.devices import Device
+from benchmarks.common.devices import Cpu
 from benchmarks.common.equality import Problem
+from benchmarks.common.machine import AUTO
 from benchmarks.common.providers import CELLS, PROVIDERS, Cell, Provider, make_fastlstm
 from benchmarks.common.shapes import Shape
 from benchmarks.common.timing import (
@@ -23,13 +24,22 @@ from benchmarks.common.timing import (
     Timer,
     garbage_collector_off,
     measure_rounds,
-    percentile,
+    percentiles,
 )
-from benchmarks.gpu import kernels as kernel_choice
-from benchmarks.gpu.kernels import AUTO, STEPWISE, method_of
+from benchmarks.gpu import kernels
+from benchmarks.gpu.kernels import STEPWISE, Choice, choice, method_of
 from benchmarks.gpu.methods import plans
-from benchmarks.gpu.methods.choices import Choice, choice, is_possible
 
+FIELDS = (
+    *("date", "commit", "device", "torch", "cuda", "cudnn", "driver", "capability", "sm_mhz"),
+    *("cell", "mode", "T", "N", "I", "H", "dtype", "tf32", "checked_T"),
+    # What was asked for, and the plans that the library takes for it.
+    *("forward", "backward", "forward_plan", "backward_plan"),
+    # Microseconds of a call by T; ratios above 1 are faster than step by step, and than torch.nn.
+    *("rounds", "us", "us_p10", "us_p90", "ratio_stepwise", "ratio_torch"),
+    # What the library expects of a step of the recurrence alone.
+    *("forward_model_us", "backward_model_us"),
+)
 FIRST_ROUNDS = 2
 MIN_ROUNDS = 5
 # Plans of a method that are timed for longer.
@@ -42,7 +52,7 @@ class Job:
     """A problem and what is tried on it.
 
     dtype: as torch names it. forward: what runs forward where backward is compared. methods: out of
-    kernel_choice.PERSISTENT, and "auto". seconds: of the rounds of the best.
+    kernels.PERSISTENT, and "auto". seconds: of the rounds of the best.
     """
 
     cell: str
@@ -58,21 +68,16 @@ class Job:
 
     @classmethod
     def read(cls, values: Mapping) -> Job:
-        """A job of what `asdict` made of one, and JSON of that."""
+        """A job of what `as_json` made of one, and JSON of that."""
         shape, methods = Shape(*values["shape"]), tuple(values["methods"])
         return cls(**{**values, "shape": shape, "methods": methods})
 
     def as_json(self) -> dict:
         return asdict(self)
 
-    @property
-    def dtype_of_torch(self) -> torch.dtype:
-        return getattr(torch, self.dtype)
-
-    def problem(self, device: Device, shape: Shape) -> Problem:
-        return Problem(
-            CELLS[self.cell], shape, self.mode, self.dtype_of_torch, device.tensors, self.seed
-        )
+    def problem(self, device: Cpu, shape: Shape) -> Problem:
+        dtype = getattr(torch, self.dtype)
+        return Problem(CELLS[self.cell], shape, self.mode, dtype, device.tensors, self.seed)
 
     def choice(self, word: str, *, backward: bool) -> Choice:
         return choice(self.cell, self.shape, self.dtype, self.tf32, word, backward=backward)
@@ -94,16 +99,12 @@ class Candidate:
         """The word that tells it from the others of a job."""
         return self.backward or self.forward
 
-    @property
-    def method(self) -> str:
-        return method_of(self.varied)
-
     def provider(self) -> Provider:
         """fastlstm that asks for these kernels whenever it is called and differentiated."""
 
         def make(cell: Cell, input_size: int, hidden_size: int) -> torch.nn.Module:
             module = make_fastlstm(cell, input_size, hidden_size)
-            module.register_forward_pre_hook(lambda *_: kernel_choice.want(self.forward))
+            module.register_forward_pre_hook(lambda *_: kernels.want(self.forward))
             if self.backward:
                 module.register_forward_hook(before_backward)
             return module
@@ -111,9 +112,13 @@ class Candidate:
         def before_backward(_module: object, _inputs: object, found: Sequence) -> None:
             if found[0].requires_grad:
                 # Whose gradient is there before the layer's own backward begins.
-                found[0].register_hook(lambda _: kernel_choice.want(self.backward))
+                found[0].register_hook(lambda _: kernels.want(self.backward))
 
-        return Provider(self.name, make, kernel_choice.kept)
+        return Provider(self.name, make, kernels.kept)
+
+
+# What was timed, None for torch.nn, and the seconds of its calls.
+Times = dict[Candidate | None, list[float]]
 
 
 def candidates(job: Job) -> list[Candidate]:
@@ -122,14 +127,11 @@ def candidates(job: Job) -> list[Candidate]:
     In training the forward of `job` with several backwards, and all by one word for what that is.
     """
     tried = [word for method in job.methods if method != AUTO for word in words(job, method)]
+    always = [STEPWISE, AUTO] if AUTO in job.methods else [STEPWISE]
     if job.mode == "infer":
-        return [Candidate(word) for word in (STEPWISE, *automatic(job), *tried)]
-    fixed = [Candidate(word, word) for word in (STEPWISE, *automatic(job))]
+        return [Candidate(word) for word in (*always, *tried)]
+    fixed = [Candidate(word, word) for word in always]
     return list(dict.fromkeys([*fixed, *(Candidate(job.forward, w) for w in (STEPWISE, *tried))]))
-
-
-def automatic(job: Job) -> list[str]:
-    return [AUTO] if AUTO in job.methods else []
 
 
 def words(job: Job, method: str) -> list[str]:
@@ -140,7 +142,7 @@ def words(job: Job, method: str) -> list[str]:
     return [
         word
         for word in dict.fromkeys([own.plan, *tried])
-        if word != STEPWISE and is_possible(job.choice(word, backward=backward), word)
+        if word != STEPWISE and job.choice(word, backward=backward).is_that_of(word)
     ]
 
 
@@ -155,7 +157,7 @@ def first_line(error: Exception) -> str:
 class Measurement:
     """A job under way: `events` says what is at work, what is wrong, and at last all rows."""
 
-    def __init__(self, job: Job, device: Device) -> None:
+    def __init__(self, job: Job, device: Cpu) -> None:
         self.job = job
         self.device = device
         self._equal: list[Candidate] = []
@@ -169,7 +171,7 @@ class Measurement:
         job, device = self.job, self.device
         with device.precision(job.tf32):
             checked = device.checked_shape(job.shape, CELLS[job.cell].gates)
-            yield from self._check_all(job.problem(device, checked))
+            yield from self._check(job.problem(device, checked))
             timed = job.problem(device, job.shape)
             contenders = {
                 None: layers.contender(timed, PROVIDERS[TORCH]),
@@ -179,34 +181,27 @@ class Measurement:
                 timer = device.timer()
                 yield from self._warm(contenders, timer)
                 times = self._times(contenders, timer)
-            yield {
-                "rows": [self._row(c, times) for c in times],
-                "checked_T": checked.T,
-                "sm_mhz": device.clock_mhz(),
-            }
+            found = [self._row(candidate, times) for candidate in times]
+            yield {"rows": found, "checked_T": checked.T, "sm_mhz": device.clock_mhz()}
 
-    def _check_all(self, problem: Problem) -> Iterator[dict]:
+    def _check(self, problem: Problem) -> Iterator[dict]:
         yield {"at": TORCH}
         _ = problem.yardsticks
         for candidate in candidates(self.job):
-            yield {"at": candidate.name}
-            event = self._check(problem, candidate)
-            if event is None or "remark" in event:
-                self._equal.append(candidate)
-            if event is not None:
-                yield event
-
-    def _check(self, problem: Problem, candidate: Candidate) -> dict | None:
-        """What is to be said of it."""
-        name = candidate.name
-        try:
-            found = equality.calls(problem, candidate.provider())
-        except (RuntimeError, ValueError) as error:
-            return self._failed(name, error)
-        failures, remarks = equality.judge(problem, found)
-        if failures:
-            return {"red": name, "lines": failures}
-        return {"remark": name, "lines": remarks} if remarks else None
+            name = candidate.name
+            yield {"at": name}
+            try:
+                found = equality.calls(problem, candidate.provider())
+            except (RuntimeError, ValueError) as error:
+                yield self._failed(name, error)
+                continue
+            failures, remarks = equality.judge(problem, found)
+            if failures:
+                yield {"red": name, "lines": failures}
+                continue
+            self._equal.append(candidate)
+            if remarks:
+                yield {"remark": name, "lines": remarks}
 
     def _failed(self, name: str, error: Exception) -> dict:
         try:
@@ -221,42 +216,38 @@ class Measurement:
             name = candidate.name if candidate else TORCH
             yield {"at": name}
             try:
-                timer.seconds(contender)
+                timer(contender)
             except RuntimeError as error:
                 yield self._failed(name, error)
                 del contenders[candidate]
 
-    def _times(
-        self, contenders: Mapping[Candidate | None, Contender], timer: Timer
-    ) -> dict[Candidate | None, list[float]]:
+    def _times(self, contenders: Mapping[Candidate | None, Contender], timer: Timer) -> Times:
         """Seconds of the calls of each, in the same rounds as far as they go."""
         rng = random.Random(self.job.seed)
-        times: dict[Candidate | None, list[float]] = {c: [] for c in contenders}
+        times: Times = {candidate: [] for candidate in contenders}
 
         def rounds(of: Sequence[Candidate | None], seconds: float, least: int) -> None:
-            taken = measure_rounds(
-                [contenders[c] for c in of], seconds, min_rounds=least, rng=rng, timer=timer
-            )
-            for one in taken:
-                for candidate, value in zip(of, one, strict=True):
-                    times[candidate].append(value)
+            timed = [contenders[candidate] for candidate in of]
+            taken = measure_rounds(timed, seconds, min_rounds=least, rng=rng, timer=timer)
+            for candidate, values in zip(of, zip(*taken, strict=True), strict=True):
+                times[candidate] += values
 
         rounds(list(times), 0.0, FIRST_ROUNDS)
         rounds(best(times), self.job.seconds, MIN_ROUNDS)
         return times
 
-    def _row(self, candidate: Candidate | None, times: Mapping) -> dict[str, object]:
-        """Columns of rows.FIELDS, as far as they are of one candidate."""
+    def _row(self, candidate: Candidate | None, times: Times) -> dict[str, object]:
+        """Columns of FIELDS, as far as they are of one candidate."""
         own = times[candidate]
-        us = [1e6 * value / self.job.shape.T for value in own]
+        us, us_p10, us_p90 = percentiles([1e6 * s / self.job.shape.T for s in own], 50, 10, 90)
         stepwise = next((c for c in times if c and {c.forward, c.varied} == {STEPWISE}), None)
         row: dict[str, object] = {
             "forward": candidate.forward if candidate else TORCH,
             "backward": candidate.backward if candidate else "",
             "rounds": len(own),
-            "us": number(statistics.median(us)),
-            "us_p10": number(percentile(us, 10)),
-            "us_p90": number(percentile(us, 90)),
+            "us": number(us),
+            "us_p10": number(us_p10),
+            "us_p90": number(us_p90),
             "ratio_stepwise": ratio(times[stepwise], own) if stepwise else "",
             "ratio_torch": ratio(times[None], own) if None in times else "",
         }
@@ -277,7 +268,7 @@ def ratio(baseline: Sequence[float], own: Sequence[float]) -> str:
     return number(statistics.median(a / b for a, b in zip(baseline, own, strict=False)))
 
 
-def best(times: Mapping[Candidate | None, Sequence[float]]) -> list[Candidate | None]:
+def best(times: Times) -> list[Candidate | None]:
     """torch.nn, what runs by default, and the fastest of each method."""
     by_method: dict[str, list[Candidate]] = {}
     kept: list[Candidate | None] = []
@@ -285,7 +276,7 @@ def best(times: Mapping[Candidate | None, Sequence[float]]) -> list[Candidate | 
         if candidate is None or candidate.varied in (STEPWISE, AUTO):
             kept.append(candidate)
         else:
-            by_method.setdefault(candidate.method, []).append(candidate)
+            by_method.setdefault(method_of(candidate.varied), []).append(candidate)
     for of_method in by_method.values():
         kept += sorted(of_method, key=lambda c: statistics.median(times[c]))[:KEPT]
     return kept
