@@ -24,6 +24,8 @@ from persistent import (
     solved,
 )
 
+pytestmark = pytest.mark.slow
+
 kernels = persistent.kernels
 
 

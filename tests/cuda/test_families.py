@@ -163,6 +163,7 @@ def truth(case: Case, values: Values, cotangents: Values) -> Values:
         return solve(theirs, case, wide(values), wide(cotangents))
 
 
+@pytest.mark.slow
 @parametrize(problems(*DTYPES))
 def test_rule_and_bits(dev: Device, problem: Problem) -> None:
     case = problem.case
@@ -177,6 +178,7 @@ def test_rule_and_bits(dev: Device, problem: Problem) -> None:
 
 
 # In float32: rounding to 16 bits may hide in which order a sum was taken.
+@pytest.mark.slow
 @parametrize([p for p in problems("tf32", "f32") if p.method != "auto"])
 def test_method_is_not_that_of_single_steps(dev: Device, problem: Problem) -> None:
     """In both directions: what is not possible would be computed step by step without a word."""
@@ -191,6 +193,7 @@ def test_method_is_not_that_of_single_steps(dev: Device, problem: Problem) -> No
     assert not torch.equal(mine["grad h0"], stepwise["grad h0"])
 
 
+@pytest.mark.slow
 @parametrize([p for p in problems("bf16", "tf32") if p.case.packed])
 def test_lengths_and_packing_agree(dev: Device, problem: Problem) -> None:
     case = problem.case
@@ -207,6 +210,7 @@ def test_lengths_and_packing_agree(dev: Device, problem: Problem) -> None:
     assert torch.equal(padded["h_n"], found["h_n"])
 
 
+@pytest.mark.slow
 def test_grid_in_several_launches() -> None:
     """In one its blocks exchange up to 16 MiB, and nothing of that is left for the next."""
     T, N, units, blocks = 34, 2048, 32, 2

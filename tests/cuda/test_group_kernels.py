@@ -29,6 +29,8 @@ from persistent import (
 )
 from torch import Tensor
 
+pytestmark = pytest.mark.slow
+
 GATED = ["LSTM", "GRU", "RNN_TANH"]
 
 kernels = persistent.kernels

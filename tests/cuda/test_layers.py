@@ -25,13 +25,14 @@ SMALL = Case(5, 3, 4, 17)
 # In a ring: the order that sorts them is not the one that brings them back.
 RAGGED = Case(5, 3, 4, 17, lengths=(3, 0, 5))
 DTYPES = {"f32": torch.float32, "f64": torch.float64, "bf16": torch.bfloat16, "f16": torch.float16}
-dtypes = pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
+SLOW = ("f64", "f16")  # one of 32 bits and more, one of 16 are enough for `make test-fast`
+PARAMETERS = {
+    name: pytest.param(dtype, id=name, marks=[pytest.mark.slow] * (name in SLOW))
+    for name, dtype in DTYPES.items()
+}
+dtypes = pytest.mark.parametrize("dtype", PARAMETERS.values())
 # Where the truth is float64: the kernels of a step in float64 are those of test_parity.
-below_f64 = pytest.mark.parametrize(
-    "dtype",
-    [d for d in DTYPES.values() if d != torch.float64],
-    ids=[n for n in DTYPES if n != "f64"],
-)
+below_f64 = pytest.mark.parametrize("dtype", [p for n, p in PARAMETERS.items() if n != "f64"])
 
 
 @pytest.fixture(params=EVERY_DEVICE)
@@ -75,6 +76,7 @@ def test_sequences_of_several_lengths(dev: Device, case: Case, dtype: torch.dtyp
     check(dev, case, dtype)
 
 
+@pytest.mark.slow
 @cases(
     Case(2, 300, 1, 3, lengths=tuple(n % 3 for n in range(300)), bidirectional=True),
     Case(300, 2, 1, 3, lengths=(257, 300), bidirectional=True),
@@ -111,6 +113,7 @@ def test_projection_with_reset(dev: Device) -> None:
     check(dev, replace(SMALL, proj_size=5, reset=0.4, bidirectional=True), torch.float32)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("embedding", [False, True], ids=["one_hot", "embedding"])
 @below_f64
 @cases(
@@ -161,6 +164,7 @@ def test_layouts(dev: Device, mode: str) -> None:
         check(dev, replace(SMALL, mode=mode), torch.float32, change=change)
 
 
+@pytest.mark.slow
 def test_the_place_of_the_numbers_changes_no_bit(dev: Device) -> None:
     """As test_odd_tensors.py has it for the CPU, which this takes its problems from."""
     draw = random.Random(0)
@@ -210,6 +214,7 @@ def test_tf32_is_a_switch(dev: Device, mode: str) -> None:
     assert errors[False] < 1e-6 < errors[True] < 1e-2, errors
 
 
+@pytest.mark.slow
 @dtypes
 @cases(replace(SMALL, bidirectional=True, layers=2), replace(RAGGED, reset=0.3), modes=MODES)
 def test_bitwise_repeat(dev: Device, case: Case, dtype: torch.dtype) -> None:
@@ -241,6 +246,7 @@ def module_of(mode: str, **options) -> torch.nn.Module:
     return getattr(fastlstm, kind)(3, 5, **options)
 
 
+@pytest.mark.slow
 @modes
 def test_second_derivatives(dev: Device, mode: str) -> None:
     module = module_of(mode, dtype=torch.float64).to(dev.torch_device)
@@ -310,6 +316,7 @@ def test_cells(dev: Device, mode: str, dtype: torch.dtype) -> None:
         assert_error_within(f"result {i}", *parts)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bf16", "f16"])
 def test_sums_and_state_of_16_bits_are_float32(dev: Device, dtype: torch.dtype) -> None:
     """c grows by 2^-9 a step: in bfloat16, steps as small as that would be lost from 1/2 on."""
@@ -369,6 +376,7 @@ def test_token_out_of_range(dev: Device) -> None:
         module(torch.tensor([[0, 1], [3, 2]]))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("lengths", [(68,) * 256, (68, *(4,) * 255)], ids=["full", "ragged"])
 def test_input_projected_in_several_chunks(
     monkeypatch: pytest.MonkeyPatch, lengths: tuple[int, ...]
@@ -387,6 +395,7 @@ def test_input_projected_in_several_chunks(
     assert torch.equal(whole, torch.cat(halves, dim=1))
 
 
+@pytest.mark.slow
 @modes
 def test_random_schedules(mode: str) -> None:
     """Whatever the order in which threads run, the bits are the same."""

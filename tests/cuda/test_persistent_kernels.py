@@ -49,6 +49,7 @@ def test_parity(kernels: Kernels, word: str, case: Case, numbers: Numbers) -> No
     check(kernels, word, case, numbers)
 
 
+@pytest.mark.slow
 @kinds(WORDS)
 @cases(
     replace(PADDED, bidirectional=True),
@@ -61,6 +62,7 @@ def test_relu(kernels: Kernels, word: str, case: Case, numbers: Numbers) -> None
     check(kernels, word, case, numbers)
 
 
+@pytest.mark.slow
 @kinds(METHODS, *APART)
 @cases(Case(1, 1, 1, 1), Case(3, 8, 2, 8), Case(3, 1, 2, 33), Case(2, 3, 2, 64), modes=MODES)
 def test_sizes(kernels: Kernels, word: str, case: Case, numbers: Numbers) -> None:
@@ -73,6 +75,7 @@ def test_gradients_of_some_outputs(kernels: Kernels, word: str, outputs: list[st
     check(kernels, word, replace(RAGGED, bidirectional=True), BF16, outputs=outputs)
 
 
+@pytest.mark.slow
 @kinds(WORDS)
 @cases(replace(RAGGED, I=7, bidirectional=True), replace(PACKED, I=7), modes=MODES)
 def test_tokens(kernels: Kernels, word: str, case: Case, numbers: Numbers) -> None:
@@ -143,6 +146,7 @@ scheduled = pytest.mark.parametrize(
 )
 
 
+@pytest.mark.slow
 @scheduled
 @modes
 def test_random_schedules(kernels: Kernels, word: str, bidirectional: bool, mode: str) -> None:
@@ -157,6 +161,7 @@ def test_random_schedules(kernels: Kernels, word: str, bidirectional: bool, mode
         assert_same(first, solve(solver, case, values, None))
 
 
+@pytest.mark.slow
 @scheduled
 @modes
 def test_random_schedules_of_backward(
@@ -203,6 +208,7 @@ def not_finite(case: Case, numbers: Numbers) -> Values:
     return values
 
 
+@pytest.mark.slow
 @kinds(WORDS)
 @cases(
     replace(RAGGED, bidirectional=True), replace(RAGGED, bidirectional=True, reset=0.2), modes=MODES

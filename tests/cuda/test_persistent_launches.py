@@ -19,6 +19,8 @@ from persistent_driver import (
     without,
 )
 
+pytestmark = pytest.mark.slow
+
 CLUSTER, GRID = Launch("cluster"), Launch("grid")
 CLUSTER_BACKWARD, GRID_BACKWARD = (replace(launch, kind="backward") for launch in (CLUSTER, GRID))
 NAN = replace(GRID, with_nan=True)

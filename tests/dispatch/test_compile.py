@@ -86,6 +86,7 @@ def test_one_graph(kind: str, name: str) -> None:
     assert_compiles(module, torch.randn(T, N, I), *args(kind), **kwargs(kind))
 
 
+@pytest.mark.slow
 @two_kinds
 @pytest.mark.parametrize("embedding", [None, 4, 40], ids=["one_hot", "small_table", "large_table"])
 def test_tokens(kind: str, embedding: int | None) -> None:
@@ -107,6 +108,7 @@ def test_layouts(layout: str) -> None:
         assert_compiles(fastlstm.LSTM(I, H).bfloat16(), x.bfloat16())
 
 
+@pytest.mark.slow
 def test_inductor() -> None:
     """The default backend: strides and sizes are those that the operators announce."""
     lstm = fastlstm.LSTM(I, H, 2, bidirectional=True)
@@ -155,6 +157,7 @@ def test_cell(kind: str, bias: bool) -> None:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("given", [True, False], ids=["state", "no_state"])
 def test_packed(given: bool) -> None:
     """Also where the size of the batch is nowhere but in the data."""
@@ -178,6 +181,7 @@ def test_packed(given: bool) -> None:
         )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "marked"), [("LSTM", True), ("LSTM", False), ("GRU", True), ("RNN_TANH", False)]
 )
@@ -240,6 +244,7 @@ def test_inference_keeps_nothing(enabled: bool) -> None:
     assert node.args[-1] == (2 if enabled else 0)
 
 
+@pytest.mark.slow
 @two_kinds
 @pytest.mark.parametrize("inside", [True, False], ids=["inside", "outside"])
 def test_autocast(kind: str, inside: bool) -> None:
@@ -271,6 +276,7 @@ def test_second_derivative_of_a_graph(kind: str) -> None:
     torch.testing.assert_close(*found)
 
 
+@pytest.mark.slow
 def test_transforms_in_a_graph() -> None:
     """torch.func inside of torch.compile is right, though not on the kernels."""
     module = fastlstm.GRU(I, H)
@@ -287,6 +293,7 @@ def test_transforms_in_a_graph() -> None:
         torch.testing.assert_close(compiled(parameters, x), transformed(parameters, x))
 
 
+@pytest.mark.slow
 def test_transform_in_a_graph_under_autocast() -> None:
     """What stands in for the kernels rounds where they do, whatever autocast would do to it."""
     module, x = fastlstm.GRU(I, H), torch.randn(2, T, N, I).bfloat16()

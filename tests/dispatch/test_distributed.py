@@ -19,10 +19,13 @@ STEPS = 3
 # Two processes that import torch beside a busy machine are slow to start, not to work.
 TIME_LIMIT = 120
 
-pytestmark = pytest.mark.skipif(
-    not dist.is_available() or not dist.is_gloo_available(),
-    reason="torch.distributed with gloo is needed: a build of torch with USE_DISTRIBUTED=1",
-)
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        not dist.is_available() or not dist.is_gloo_available(),
+        reason="torch.distributed with gloo is needed: a build of torch with USE_DISTRIBUTED=1",
+    ),
+]
 
 
 class Model(nn.Module):

@@ -47,6 +47,7 @@ def assert_exports(model: nn.Module, strict: bool, dynamic: dict, *examples: tup
     torch.testing.assert_close(decomposed(*examples[-1]), model(*examples[-1]))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("kind", "strict"), [("LSTM", True), ("LSTM", False), ("GRU", False)])
 def test_export(kind: str, strict: bool) -> None:
     steps, batch = Dim("steps"), Dim("batch")
@@ -88,6 +89,7 @@ class WithTable(nn.Module):
         return self.rnn(tokens, embedding=self.table)
 
 
+@pytest.mark.slow
 @strictness
 def test_export_of_an_embedding(strict: bool) -> None:
     """Whether a call has more tokens than the table has rows is no part of the program."""

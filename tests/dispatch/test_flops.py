@@ -217,6 +217,7 @@ def printed(code: str) -> str:
     return run.stdout.strip()
 
 
+@pytest.mark.slow
 def test_the_counter_may_be_imported_first() -> None:
     count = printed(f"""
 import torch
@@ -229,6 +230,7 @@ print(counter.get_total_flops())
     assert int(count) == by_hand(ROWS, N)["forward"]
 
 
+@pytest.mark.slow
 def test_fastlstm_does_not_import_the_counter_and_waits_for_it() -> None:
     found = printed("""
 import sys, torch, fastlstm

@@ -135,6 +135,7 @@ def test_gradgradcheck_of_some_inputs(case: Case, wanted: list[str]) -> None:
     run(gradgradcheck, case, problem(case), wanted)
 
 
+@pytest.mark.slow
 @orders
 @inputs
 @cases(Case(2, 2, 2, 2, bidirectional=True), modes=CELLS)
@@ -142,12 +143,14 @@ def test_forward_mode_and_batched(case: Case, kind: str, check: Callable) -> Non
     run(check, case, problem(case, kind), fast_mode=True, **FORWARD[check])
 
 
+@pytest.mark.slow
 @orders
 @cases(*SHORT_RAGGED, modes=CELLS)
 def test_forward_mode_of_ragged_rows(case: Case, check: Callable) -> None:
     run(check, case, problem(case), fast_mode=True, **FORWARD[check])
 
 
+@pytest.mark.slow
 @orders
 @SOME
 @cases(Case(2, 2, 2, 2), modes=("LSTM", "GRU"))
@@ -155,6 +158,7 @@ def test_forward_mode_of_some_inputs(case: Case, wanted: list[str], check: Calla
     run(check, case, problem(case), wanted, **FORWARD[check])
 
 
+@pytest.mark.slow
 @modes
 @orders
 def test_states(mode: str, check: Callable) -> None:

@@ -122,6 +122,7 @@ def test_every_state_may_change_in_place(ours, theirs) -> None:
         assert torch.equal(found, expected)
 
 
+@pytest.mark.slow
 @each_layer
 @pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
 @pytest.mark.parametrize("change", ["mul_", "add_", "relu_"])
@@ -140,6 +141,7 @@ def test_a_compiled_state_must_not_change_in_place(ours, theirs) -> None:
         assert_gradients_right(ours, theirs, torch.randn(3, 4), CHANGES_OF_VALUE["mul_"], compiled)
 
 
+@pytest.mark.slow
 @each_layer
 def test_compiled_autograd_refuses_an_output_that_was_changed(ours, theirs) -> None:
     m, x = ours(4, 5), torch.randn(6, 3, 4)

@@ -89,16 +89,19 @@ def is_rnn(module: nn.Module) -> bool:
     return isinstance(module, (nn.RNNBase, nn.RNNCellBase))
 
 
+@pytest.mark.slow
 def test_layers() -> None:
     model, tokens = Tagger().eval(), torch.randint(7, (3, 5))
     assert_runs_alike(model, exported(model, (tokens,)), tokens)
 
 
+@pytest.mark.slow
 def test_cells() -> None:
     model, x, state = Decoder().eval(), torch.randn(3, 4, 5), torch.randn(3, 6)
     assert_runs_alike(model, exported(model, (x, state, -state)), x, state, -state)
 
 
+@pytest.mark.slow
 def test_any_batch_and_state() -> None:
     model, batch = Streaming().eval(), {1: torch.export.Dim.DYNAMIC}
 
@@ -111,6 +114,7 @@ def test_any_batch_and_state() -> None:
         assert_runs_alike(model, saved, *inputs(n))
 
 
+@pytest.mark.slow
 def test_any_length_with_the_older_exporter() -> None:
     model, saved = Tagger().eval(), io.BytesIO()
     torch.onnx.export(

@@ -94,6 +94,7 @@ def check(op, arguments: tuple) -> None:
         assert (fake.shape, fake.stride(), fake.dtype) == (real.shape, real.stride(), real.dtype)
 
 
+@pytest.mark.slow
 @every_kind
 def test_layer(mode: str, kind: str, D: int) -> None:
     check(OPS.layer.default, (*layer_arguments(mode, kind, D, True), 2))
@@ -106,6 +107,7 @@ def test_layer_without_gradient(mode: str, kind: str, keep: int) -> None:
     check(OPS.layer.default, (*layer_arguments(mode, kind, 2, False), keep))
 
 
+@pytest.mark.slow
 @every_kind
 def test_layer_backward(mode: str, kind: str, D: int) -> None:
     arguments = layer_arguments(mode, kind, D, False)

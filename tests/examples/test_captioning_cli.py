@@ -63,6 +63,7 @@ def test_train_says_what_it_does(tmp_path, capfd, monkeypatch):
     assert not (tmp_path / "run" / "attention.png").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "settings",
     [
@@ -90,6 +91,7 @@ def test_a_time_budget_is_kept(tmp_path):
     assert metrics["finished"] and metrics["planned_steps"] == metrics["steps"] >= 5
 
 
+@pytest.mark.slow
 def test_fifty_pairs_are_learnt_by_heart(tmp_path):
     arguments = "--scenes 50 --captions 1 --word-threshold 1 --steps 250 --hidden 64 --channels 16"
     arguments += " --embedding 32 --batch 25 --lr 0.01 --eval-every 250 --eval-images 2 --beam 1"
@@ -109,6 +111,7 @@ def test_nan_stops_with_advice_and_keeps_the_last_good_checkpoint(tmp_path, caps
     assert all(value.isfinite().all() for value in weights.values())
 
 
+@pytest.mark.slow
 def test_ctrl_c_saves_and_exits_with_0(tmp_path):
     out = tmp_path / "run"
     command = [

@@ -250,6 +250,7 @@ def test_a_torchvision_backbone(torchvision, tmp_path):
     torch.testing.assert_close(features[0], expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_run_does_not_need_the_file_its_backbone_began_from(torchvision, tmp_path):
     weights, run = tmp_path / "tiny.pth", tmp_path / "run"
     torch.save(torchvision().state_dict(), weights)

@@ -76,6 +76,7 @@ def wait_for_step(process):
     raise AssertionError(process.stderr.read())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_signal_saves_and_exits_with_0(text, tmp_path, number):
     out = tmp_path / "run"
@@ -93,6 +94,7 @@ def test_signal_saves_and_exits_with_0(text, tmp_path, number):
     assert metrics_of(out)["steps"] == steps + 5
 
 
+@pytest.mark.slow
 def test_kill_9_leaves_a_checkpoint(text, tmp_path):
     out = tmp_path / "run"
     process = start(text, out, "--eval-every", "5", "--save-every", "0")

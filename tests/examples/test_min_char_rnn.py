@@ -208,6 +208,7 @@ def test_samples_follow_the_probabilities() -> None:
     assert again == drawn[:50].tolist() != model.sample(h, 0, 50, torch.Generator().manual_seed(2))
 
 
+@pytest.mark.slow
 def test_the_program_checks_gradients_learns_and_writes() -> None:
     """As started from the root of the repository."""
     command = [sys.executable, "examples/min_char_rnn.py", "--iterations", "1001"]

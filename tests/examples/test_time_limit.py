@@ -125,6 +125,7 @@ def test_a_slow_first_evaluation_does_not_cut_the_run_short(text, tmp_path, monk
     assert len(metrics_of(tmp_path / "run")["history"]) == 3, "one that was in the middle"
 
 
+@pytest.mark.slow
 @programs
 @pytest.mark.parametrize("end", ["interrupted", "killed"])
 def test_a_resumed_run_is_the_same_run(text, tmp_path, monkeypatch, program, end):

@@ -132,6 +132,7 @@ def test_parity(case: Cell, dtype: torch.dtype) -> None:
     assert_parity(case, dtype)
 
 
+@pytest.mark.slow
 @pytest.mark.paths
 @layouts
 @pytest.mark.parametrize("names", [["x"], ["h0", "c0"], ["w_"], ["b_"]], ids=lambda n: n[0])

@@ -112,6 +112,7 @@ def test_projection_bitwise_the_same_for_any_number_of_threads(
     test_bitwise_the_same_for_any_number_of_threads(case, dtype)
 
 
+@pytest.mark.slow
 @cases(
     Case(9, 2, 3, 111),
     Case(5, 50, 7, 64),

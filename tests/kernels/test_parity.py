@@ -70,6 +70,7 @@ def test_projection(case: Case, dtype: torch.dtype) -> None:
     assert_parity(case, dtype)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("case", "dtype"),
     [
@@ -95,15 +96,18 @@ def chunked(mode: str, **options) -> Case:
     return Case(T, 40, 3, 100, bidirectional=True, batch_first=True, mode=mode, **options)
 
 
+@pytest.mark.slow
 @modes
 def test_parity_over_several_chunks(mode: str) -> None:
     assert_parity(chunked(mode), torch.float32)
 
 
+@pytest.mark.slow
 def test_parity_over_several_chunks_in_float64() -> None:
     assert_parity(chunked("LSTM"), torch.float64)
 
 
+@pytest.mark.slow
 def test_projection_over_several_chunks() -> None:
     assert_parity(chunked("LSTM", proj_size=30), torch.float32)
 

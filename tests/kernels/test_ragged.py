@@ -87,17 +87,20 @@ def _long(mode: str, **options) -> Case:
     )
 
 
+@pytest.mark.slow
 @modes
 @pytest.mark.parametrize("packed", [False, True], ids=["lengths", "packed"])
 def test_several_chunks(mode: str, packed: bool) -> None:
     assert_parity(_long(mode, packed=packed), torch.float32)
 
 
+@pytest.mark.slow
 @modes
 def test_resets_over_several_chunks(mode: str) -> None:
     assert_parity(_long(mode, reset=0.02), torch.float32)
 
 
+@pytest.mark.slow
 @cases(Case(90, 12, 3, 400, lengths=(90, 1, *range(35, 80, 5), 5)), modes=MODES)
 def test_lengths_that_end_within_and_between_chunks(case: Case) -> None:
     """Steps long before the last row is over, of one row alone."""

@@ -54,6 +54,7 @@ def judged(case: Case, shapes: dict[str, torch.Size], seeds: Iterable[int]) -> V
     return mine[-1]
 
 
+@pytest.mark.slow
 @pytest.mark.paths
 @cases(
     Case(6, 7, 4, 17),
