@@ -12,7 +12,7 @@ import pytest
 import simt_extension
 import torch
 from cell_kinds import has_c
-from cuda_devices import EVERY_DEVICE, Device, device
+from cuda_devices import EVERY_DEVICE, Device, below_f64, device, dtypes
 from error_rule import assert_error_within, assert_parity, assert_same
 from helpers import MODES, Case, Values, cases, modes, plain, solve, with_tokens
 from odd_tensors import check as check_odd
@@ -24,15 +24,6 @@ import fastlstm
 SMALL = Case(5, 3, 4, 17)
 # In a ring: the order that sorts them is not the one that brings them back.
 RAGGED = Case(5, 3, 4, 17, lengths=(3, 0, 5))
-DTYPES = {"f32": torch.float32, "f64": torch.float64, "bf16": torch.bfloat16, "f16": torch.float16}
-SLOW = ("f64", "f16")  # one of 32 bits and more, one of 16 are enough for `make test-fast`
-PARAMETERS = {
-    name: pytest.param(dtype, id=name, marks=[pytest.mark.slow] * (name in SLOW))
-    for name, dtype in DTYPES.items()
-}
-dtypes = pytest.mark.parametrize("dtype", PARAMETERS.values())
-# Where the truth is float64: the kernels of a step in float64 are those of test_parity.
-below_f64 = pytest.mark.parametrize("dtype", [p for n, p in PARAMETERS.items() if n != "f64"])
 
 
 @pytest.fixture(params=EVERY_DEVICE)

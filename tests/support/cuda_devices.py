@@ -109,3 +109,13 @@ EVERY_DEVICE = [
     pytest.param(("cuda", "stepwise"), id="cuda-stepwise", marks=on_gpu),
     pytest.param(("cuda", "auto"), id="cuda-auto", marks=on_gpu),
 ]
+
+DTYPES = {"f32": torch.float32, "f64": torch.float64, "bf16": torch.bfloat16, "f16": torch.float16}
+SLOW = ("f64", "f16")  # one of 32 bits and more, one of 16 are enough for `make test-fast`
+PARAMETERS = {
+    name: pytest.param(dtype, id=name, marks=[pytest.mark.slow] * (name in SLOW))
+    for name, dtype in DTYPES.items()
+}
+dtypes = pytest.mark.parametrize("dtype", PARAMETERS.values())
+# Where the truth is float64: the kernels of a step in float64 are those of test_parity.
+below_f64 = pytest.mark.parametrize("dtype", [p for n, p in PARAMETERS.items() if n != "f64"])
