@@ -15,25 +15,12 @@ namespace {
 // c (+)= op(a) op(b) of contiguous matrices, but for columns [a_column, a_column + count) of a.
 class Products {
  public:
-  explicit Products(at::ScalarType type) : type_(type), blas_(allows_tf32()) {}
+  Products() : blas_(allows_tf32()) {}
 
   void operator()(const Tensor& a, int64_t a_column, int64_t count, bool a_transposed,
                   const Tensor& b, bool b_transposed, const Tensor& c, bool accumulate) const {
-    Gemm p{};
-    p.type = type_;
-    p.c_type = c.scalar_type();
-    p.M = c.size(0);
-    p.N = c.size(1);
-    p.K = a_transposed ? a.size(0) : count;
-    p.a = a.narrow(1, a_column, count).const_data_ptr();
-    p.a_stride = a.size(1);
-    p.a_transposed = a_transposed;
-    p.b = b.const_data_ptr();
-    p.b_stride = b.size(1);
-    p.b_transposed = b_transposed;
-    p.c = c.data_ptr();
-    p.c_stride = c.size(1);
-    p.accumulate = accumulate;
+    Gemm p = gemm_of(a.narrow(1, a_column, count), a_transposed, b, b_transposed, c, accumulate);
+    p.a_stride = a.size(1);  // of a single row too
     blas_.gemm(p);
   }
   void operator()(const Tensor& a, bool a_transposed, const Tensor& b, bool b_transposed,
@@ -42,7 +29,6 @@ class Products {
   }
 
  private:
-  at::ScalarType type_;
   Blas blas_;
 };
 
@@ -52,7 +38,7 @@ void fwd(const CellInput& in, CellOutput& out) {
   const CellTraits& cell = kCellTraits[in.cell];
   const int64_t N = in.x.size(0), H = in.h.size(1), G = cell.gates * H;
   const auto options = in.w_ih.options(), sums = options.dtype(scalar_type<A>());
-  const Products product(in.w_ih.scalar_type());
+  const Products product;
   const Tensor igates = at::empty({N, G}, sums), hgates = at::empty({N, G}, sums);
   product(in.x, false, in.w_ih, true, igates);
   product(in.h, false, in.w_hh, true, hgates);
@@ -86,7 +72,7 @@ void bwd(const CellInput& in, const CellOutput& kept, const std::optional<Tensor
   const CellTraits& cell = kCellTraits[in.cell];
   const int64_t N = in.x.size(0), H = in.h.size(1), G = cell.gates * H, Q = cell.dgates * H;
   const int64_t shared = G - cell.separate * H;
-  const Products product(in.w_ih.scalar_type());
+  const Products product;
   const Tensor dgates = at::empty({N, Q}, in.w_ih.options());
   auto wide = [](const Tensor& t) { return t.to(scalar_type<A>()); };
   Tensor c, c_before, carry_sums;

@@ -4,6 +4,7 @@
 
 #include <ATen/core/Tensor.h>
 
+#include <algorithm>
 #include <cstdint>
 
 namespace fastlstm {
@@ -27,6 +28,33 @@ struct Gemm {
   int64_t count = 1;
   int64_t a_step = 0, b_step = 0, c_step = 0;
 };
+
+// Of a matrix whose rows are adjacent elements. One row has any stride; cuBLAS wants one that is no
+// less than the row is long.
+inline int64_t row_stride(const at::Tensor& t) {
+  return t.size(0) > 1 ? t.stride(0) : std::max<int64_t>(1, t.size(1));
+}
+
+// c (+)= op(a) op(b) of such matrices.
+inline Gemm gemm_of(const at::Tensor& a, bool a_transposed, const at::Tensor& b, bool b_transposed,
+                    const at::Tensor& c, bool accumulate) {
+  Gemm p{};
+  p.type = a.scalar_type();
+  p.c_type = c.scalar_type();
+  p.M = c.size(0);
+  p.N = c.size(1);
+  p.K = a.size(a_transposed ? 0 : 1);
+  p.a = a.const_data_ptr();
+  p.a_stride = row_stride(a);
+  p.a_transposed = a_transposed;
+  p.b = b.const_data_ptr();
+  p.b_stride = row_stride(b);
+  p.b_transposed = b_transposed;
+  p.c = c.data_ptr();
+  p.c_stride = row_stride(c);
+  p.accumulate = accumulate;
+  return p;
+}
 
 // Products on the stream that is current when it is made. One for a whole layer: to ask torch for
 // its handle takes time on the host. That it matters is an estimate.

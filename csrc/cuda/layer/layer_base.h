@@ -129,28 +129,13 @@ class LayerBase {
     return at::empty(shape, options_.dtype(scalar_type<A>()));
   }
 
-  // c (+)= op(a) op(b) of matrices whose rows are adjacent elements.
+  // c (+)= op(a) op(b), as gemm_of has it.
   void matmul(const Tensor& a, bool a_transposed, const Tensor& b, bool b_transposed,
               const Tensor& c, bool accumulate = false) const {
-    Gemm p{};
-    p.type = type_;
-    p.c_type = c.scalar_type();
-    p.M = c.size(0);
-    p.N = c.size(1);
-    p.K = a.size(a_transposed ? 0 : 1);
-    p.a = a.const_data_ptr();
-    p.a_stride = row_stride(a);
-    p.a_transposed = a_transposed;
-    p.b = b.const_data_ptr();
-    p.b_stride = row_stride(b);
-    p.b_transposed = b_transposed;
-    p.c = c.data_ptr();
-    p.c_stride = row_stride(c);
-    p.accumulate = accumulate;
-    blas_.gemm(p);
+    blas_.gemm(gemm_of(a, a_transposed, b, b_transposed, c, accumulate));
   }
 
-  // The same for the rows of one step in each direction: a [D, .., K], b [D, ..], c [D, N, ..]. One
+  // A product of the rows of one step in each direction: a [D, .., K], b [D, ..], c [D, N, ..]. One
   // call where the directions have as many rows.
   void step_matmul(const Gemm& p, const int64_t (&rows)[kDirections]) const {
     Gemm q = p;
@@ -177,10 +162,6 @@ class LayerBase {
     return all;
   }
 
-  // One row has any stride; cuBLAS wants one that is no less than the row is long.
-  static int64_t row_stride(const Tensor& t) {
-    return t.size(0) > 1 ? t.stride(0) : std::max<int64_t>(1, t.size(1));
-  }
   static const void* offset(const void* p, int64_t elements, at::ScalarType type) {
     return static_cast<const char*>(p) + elements * static_cast<int64_t>(c10::elementSize(type));
   }

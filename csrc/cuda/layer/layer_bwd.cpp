@@ -114,7 +114,7 @@ class LayerBwd : LayerBase<S> {
   SequenceBwd<S> sequence() {
     SequenceBwd<S> p{};
     p.rows = this->sequence_rows();
-    p.w_hh_stride = D_ == 1 ? this->row_stride(w_hh_) : P_;
+    p.w_hh_stride = D_ == 1 ? row_stride(w_hh_) : P_;
     p.h_stride = D_ * P_;
     p.c_stride = D_ * H_;
     p.directions = D_;
@@ -212,7 +212,7 @@ class LayerBwd : LayerBase<S> {
     g.K = G_;
     g.a_stride = Q_;
     g.b = w_hh_.const_data_ptr();
-    g.b_stride = D_ == 1 ? this->row_stride(w_hh_) : P_;
+    g.b_stride = D_ == 1 ? row_stride(w_hh_) : P_;
     g.b_step = G_ * P_;
     g.c = dh_.data_ptr();
     g.c_stride = P_;

@@ -135,7 +135,7 @@ class LayerFwd : LayerBase<S> {
   SequenceFwd<S> sequence(int64_t s_begin, int64_t s_end) {
     SequenceFwd<S> p{};
     p.rows = this->sequence_rows();
-    p.w_hh_stride = D_ == 1 ? this->row_stride(w_hh_) : P_;
+    p.w_hh_stride = D_ == 1 ? row_stride(w_hh_) : P_;
     p.h_stride = D_ * P_;
     p.c_stride = D_ * H_;
     p.directions = D_;
@@ -210,7 +210,7 @@ class LayerFwd : LayerBase<S> {
     g.a_stride = P_;
     g.a_step = N_ * P_;
     g.b = w_hh_.const_data_ptr();
-    g.b_stride = D_ == 1 ? this->row_stride(w_hh_) : P_;
+    g.b_stride = D_ == 1 ? row_stride(w_hh_) : P_;
     g.b_transposed = true;
     g.b_step = G_ * P_;
     g.c = hgates_.data_ptr();
@@ -252,7 +252,7 @@ class LayerFwd : LayerBase<S> {
       g.a = f.h_out;
       g.a_stride = p.h_out_stride;
       g.b = w_hr.const_data_ptr();
-      g.b_stride = this->row_stride(w_hr);
+      g.b_stride = row_stride(w_hr);
       g.b_transposed = true;
       g.c = projected_h_.data_ptr();
       g.c_stride = P_;
