@@ -11,7 +11,8 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-# Of each cell of the library: the name that kernels have for it, gates, and whether it has a c.
+# Of each public cell of the library: the name that kernels have for it, gates, and whether it has a
+# c. Not from the library itself, of which gpu/check.py is run to make the build; a test compares.
 KINDS = (("LSTM", 4, True), ("GRU", 3, False), ("RNN_TANH", 1, False), ("RNN_RELU", 1, False))
 
 

@@ -10,14 +10,16 @@ from pathlib import Path
 import pytest
 import torch
 from bench_stand_ins import CudaOnCpu, plant, spoil_output
+from cell_kinds import TORCH_MODES
 
 from benchmarks import bench_cells, plot
 from benchmarks.common import cli, equality, machine, rows
 from benchmarks.common.devices import DEVICES
 from benchmarks.common.layers import all_settings
-from benchmarks.common.providers import CELLS, PROVIDERS, STEPS
+from benchmarks.common.providers import CELLS, KINDS, PROVIDERS, STEPS
 from benchmarks.common.shapes import GRIDS, Shape, flops
 from benchmarks.common.tf32 import TORCH_TF32
+from fastlstm.dispatch.traits import CELL_TRAITS
 
 ROOT = Path(__file__).resolve().parents[2]
 ONE = "--shape 20,8,33,17 --cells lstm --seconds 0.01 --threads 1"
@@ -313,3 +315,8 @@ def test_provider_without_kernels_is_one_line(fake_cuda, monkeypatch, capsys) ->
     why = "fastlstm cannot provide lstm on cpu:0: built without CUDA kernels"
     assert f"argument --providers: {why}" in error
     assert error.count("\n") == 1
+
+
+def test_cells_are_those_of_the_library() -> None:
+    of_library = {(t.mode, t.gates, t.has_c) for t in CELL_TRAITS.values()}
+    assert set(KINDS) == {row for row in of_library if row[0] in TORCH_MODES}
