@@ -74,7 +74,7 @@ def test_return_states(case: Case) -> None:
     chosen_of = [tuple(shapes), (f"{every[-1]}0",), ("h0", case.outputs[-1])]
     chosen_of += [(f"{every[-1]}{last}", "output")]
     for chosen in chosen_of:
-        found = judged(case, {n: shapes[n] for n in chosen}, reversed(range(12)))
+        found = judged(case, {n: shapes[n] for n in chosen}, reversed(range(24)))
     assert torch.equal(found[f"h{last}"], found["output"])
     if not case.bidirectional:
         for name in case.outputs[1:]:
