@@ -196,7 +196,11 @@ def cxx_flags() -> tuple[list[str], list[str]]:
     """Flags for the host's compiler and for the linker."""
     # -fno-math-errno and -fno-trapping-math do not change a result; -ffast-math would. No -march:
     # each kernel file names its instruction set itself, and the rest must run anywhere.
-    compile_args = ["-O0", "-g"] if DEBUG else ["-O3", "-g0"]
+    # The loop of the register tile is 146 bytes. Where it happens to begin decides how many lines of
+    # the cache of decoded instructions it takes: on a Zen 3 the same instructions 32 bytes further
+    # on made the LSTM's forward 5 to 12 % slower.
+    aligned = ["-falign-functions=64", "-falign-loops=64"]
+    compile_args = ["-O0", "-g"] if DEBUG else ["-O3", "-g0", *aligned]
     link_args = []
     if SANITIZE:
         if SANITIZE not in SANITIZERS:

@@ -14,7 +14,7 @@ import torch
 from cell_kinds import has_c
 from cuda_devices import EVERY_DEVICE, Device, below_f64, device, dtypes
 from error_rule import assert_error_within, assert_parity, assert_same
-from helpers import MODES, Case, Values, cases, modes, plain, solve, with_tokens
+from helpers import MODES, Case, Values, cases, modes, plain, solve, torch_modes, with_tokens
 from odd_tensors import check as check_odd
 from odd_tensors import drawn_case
 from torch import Tensor
@@ -219,7 +219,7 @@ def leaves_on(dev: Device, module: torch.nn.Module, *tensors: Tensor) -> list[Te
     return [*module.parameters(), *(dev.put(t).requires_grad_() for t in tensors)]
 
 
-@modes
+@torch_modes
 def test_backward_may_run_many_times(dev: Device, mode: str) -> None:
     """Nothing that forward saved is overwritten; in eval mode as in training."""
     module = module_of(mode).to(dev.torch_device).eval()
@@ -238,7 +238,7 @@ def module_of(mode: str, **options) -> torch.nn.Module:
 
 
 @pytest.mark.slow
-@modes
+@torch_modes
 def test_second_derivatives(dev: Device, mode: str) -> None:
     module = module_of(mode, dtype=torch.float64).to(dev.torch_device)
     x = dev.put(torch.randn(3, 2, 3, dtype=torch.float64)).requires_grad_()
@@ -248,7 +248,7 @@ def test_second_derivatives(dev: Device, mode: str) -> None:
 
 
 @dtypes
-@modes
+@torch_modes
 def test_states_of_every_step(dev: Device, mode: str, dtype: torch.dtype) -> None:
     """In the dtype of the input, and with gradients of their own."""
     module = module_of(mode, dtype=dtype).to(dev.torch_device)
@@ -262,7 +262,7 @@ def test_states_of_every_step(dev: Device, mode: str, dtype: torch.dtype) -> Non
         assert x.grad.dtype == dtype and x.grad.abs().min() > 0
 
 
-@modes
+@torch_modes
 def test_nan_stays_in_its_row(dev: Device, mode: str) -> None:
     module = module_of(mode).to(dev.torch_device)
     x = torch.randn(4, 3, 3)
@@ -273,7 +273,7 @@ def test_nan_stays_in_its_row(dev: Device, mode: str) -> None:
 
 
 @below_f64
-@modes
+@torch_modes
 def test_cells(dev: Device, mode: str, dtype: torch.dtype) -> None:
     """A cell is a layer of one step: held to the rule of torch.nn's cell."""
     kind, _, nonlinearity = mode.partition("_")
@@ -320,7 +320,7 @@ def test_sums_and_state_of_16_bits_are_float32(dev: Device, dtype: torch.dtype) 
     assert c_n.item() == pytest.approx(1000 * 2**-9, rel=2**-8)
 
 
-@modes
+@torch_modes
 def test_autocast(dev: Device, mode: str) -> None:
     """Everything in autocast's dtype, the gradients of float32 parameters in float32."""
     module = module_of(mode).to(dev.torch_device)
@@ -334,7 +334,7 @@ def test_autocast(dev: Device, mode: str) -> None:
     assert {p.grad.dtype for p in [x, *module.parameters()]} == {torch.float32}
 
 
-@modes
+@torch_modes
 def test_empty_batch_and_no_steps(dev: Device, mode: str) -> None:
     module = module_of(mode).to(dev.torch_device)
     for T, N in ((3, 0), (0, 2), (0, 0)):
@@ -347,7 +347,7 @@ def test_empty_batch_and_no_steps(dev: Device, mode: str) -> None:
         assert not module.weight_hh_l0.grad.any()
 
 
-@modes
+@torch_modes
 def test_empty_sequences_keep_their_state(dev: Device, mode: str) -> None:
     module = module_of(mode).to(dev.torch_device)
     h0 = dev.put(torch.randn(1, 2, 5)).requires_grad_()

@@ -160,6 +160,7 @@ def cases(*rows: Case, modes: Iterable[str] = ()) -> pytest.MarkDecorator:
 
 dtypes = pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["f32", "f64"])
 modes = pytest.mark.parametrize("mode", MODES)
+torch_modes = pytest.mark.parametrize("mode", TORCH_MODES)  # of modules, and of torch.nn's
 
 Solver = Callable[[Case, Values], Values]
 
