@@ -98,7 +98,6 @@ JOBS = {
     "cluster": "GroupFwdJob<{cell}, {type}(.*)ClusterGather",
     "grid": "GroupFwdJob<{cell}, {type}(.*)GridGather",
 }
-CELLS = {"LSTM": "Lstm", "GRU": "Gru", "RNN_TANH": "RnnTanh", "RNN_RELU": "RnnRelu"}
 TYPES = {BF16: "BFloat16", F16: "Half", TF32: "float", F32: "Float3x"}
 
 
@@ -111,7 +110,8 @@ def test_token_out_of_range(kernels: Kernels, mode: str, word: str, numbers: Num
     values = with_tokens(case, case.problem(numbers.dtype), case.I)
     values["x"][2, 8] = case.I
     job = JOBS[word.partition(":")[0]].format(
-        cell=f"fastlstm::(cuda::)?{CELLS[mode]}Cell", type=f"(fastlstm::.*::)?{TYPES[numbers]}"
+        cell=f"fastlstm::(cuda::)?{mode.title().replace('_', '')}Cell",
+        type=f"(fastlstm::.*::)?{TYPES[numbers]}",
     )
     with pytest.raises(RuntimeError, match=rf"{job}(.|\n)*token out of range"):
         kernels.through(word)(case, values)
