@@ -152,7 +152,6 @@ FASTLSTM_INLINE void clear(V (&acc)[MR][NV]) {
 // of K the largest error of some gradients was above twice torch's; with chains of 128 the mean
 // error is at most 1.03 of torch's at five shapes, and no product is slower.
 constexpr int64_t kChain = 128;
-
 // acc[r][v] = sum_k a[r][k] * b[k][v]. K counts packed elements; see kChain for `chain`.
 template <class V, int MR, int NV, class A, class B>
 FASTLSTM_INLINE void multiply(const A& a, const B& b, int64_t K, V (&acc)[MR][NV],
